@@ -1,0 +1,111 @@
+//! A conntrack entry in use still sends a client to a server that has gone.
+
+use std::time::Duration;
+
+use evidence::Observer;
+
+use super::{Case, Cause, Judgement, Telling};
+use crate::incident::{Confidence, Scope};
+use crate::symptom::{Failure, Kind, Symptom};
+use crate::view::{View, time_of_day};
+
+pub(super) static CAUSE: Cause = Cause {
+    id: "stale-mapping",
+    title: "stale conntrack mapping",
+    seen: "One busy client (c-ares, Envoy, a pinned port) gets no answers at all, for minutes or hours, while its \
+           neighbours are fine.",
+    proves: "Its entry maps the Service to an address that serves in no EndpointSlice, and the client renewed the \
+             entry more than 3 s after that server left.",
+    against: "All entries in use lead to serving endpoints. Idle leftovers harm nobody: they are counted, no more.",
+    mend: "Delete the entry on that node; the client's next packet finds a living server. Then find why kube-proxy \
+           left it: does it run, which version (before 1.32 a failed clean-up is never retried)?",
+    reads: &[Observer::ConntrackTable, Observer::Inventory],
+    drops: None,
+    judge,
+    looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.failure == Failure::Silent),
+    absent: |view| {
+        let stale = view
+            .mappings
+            .values()
+            .any(|(_, mapping)| mapping.renewed.is_some() && view.departed(&mapping.backend).is_some());
+        (!stale).then(|| "every entry in use leads to a serving endpoint".into())
+    },
+    tell,
+};
+
+fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
+    let mapping = match &symptom.kind {
+        Kind::Mapping(mapping) => mapping,
+        Kind::Lookup(lookup) if lookup.failure == Failure::Silent => view.mapping_of(&lookup.queries)?,
+        Kind::Lookup(_) | Kind::Drop(_) => return None,
+    };
+    let departed = view.departed(&mapping.backend)?;
+    // A lookup of our own that was sent while rules and slices changed is no proof; the entry's renewal is.
+    if symptom.at < departed.plus(Duration::from_secs(1)) {
+        return None;
+    }
+    let client = mapping.original.source;
+    Some(Judgement {
+        confidence: Confidence::Certain,
+        scope: Some(Scope {
+            node: Some(mapping.node.clone()),
+            server: Some(mapping.backend.to_string()),
+            client: Some(client.ip().to_string()),
+        }),
+        line: format!(
+            "{}  {client} still sends to {} by way of {}, which left at {}",
+            time_of_day(symptom.at),
+            mapping.original.destination,
+            mapping.backend,
+            time_of_day(departed)
+        ),
+    })
+}
+
+fn tell(case: &Case, view: &View) -> Telling {
+    let mut proof = Vec::new();
+    let mut mend = CAUSE.mend.to_owned();
+    if let Some(Kind::Mapping(mapping)) = case.symptoms.last().map(|symptom| &symptom.kind) {
+        let serving = view.serving().len();
+        proof.push(format!(
+            "the entry on {} was renewed since: it expires in {} s unless the client sends again; {} of {serving} serving endpoints are that address",
+            mapping.node, mapping.expires_secs, 0
+        ));
+        mend = format!(
+            "on {}: conntrack -D -p {} --orig-src {} --orig-dst {} --sport {} --dport {}   then see why kube-proxy left the entry (does it run? from 1.32 on it cleans again by itself)",
+            mapping.node,
+            mapping.protocol.as_str(),
+            mapping.original.source.ip(),
+            mapping.original.destination.ip(),
+            mapping.original.source.port(),
+            mapping.original.destination.port(),
+        );
+    }
+    Telling { title: "stale conntrack mapping to a server that has gone".into(), proof, mend }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{inventory, inventory_view, mapping_symptom};
+
+    #[test]
+    fn a_renewed_entry_to_a_departed_server_is_certain() {
+        let mut view = inventory_view();
+        let symptom = mapping_symptom(view.now.plus(Duration::from_secs(9)));
+        assert!(judge(&symptom, &view).is_none(), "the server still serves");
+        view.learn_inventory(view.now.plus(Duration::from_secs(2)), inventory(&["10.244.2.3:53"]));
+        let judgement = judge(&symptom, &view).unwrap();
+        assert_eq!(judgement.confidence, Confidence::Certain);
+        let scope = judgement.scope.unwrap();
+        assert_eq!(scope.node.as_deref(), Some("node-a"));
+        assert_eq!(scope.server.as_deref(), Some("10.244.1.2:53"));
+        assert_eq!(scope.client.as_deref(), Some("10.244.1.7"));
+    }
+
+    #[test]
+    fn without_an_inventory_no_mapping_is_called_stale() {
+        let view = View::default();
+        assert!(judge(&mapping_symptom(view.now), &view).is_none());
+    }
+}

@@ -1,0 +1,226 @@
+//! An incident while it is open: what it has counted, and how it is told.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use evidence::{Observer, ServerRole, WallTime};
+
+use crate::causes::{self, Case, Cause, Judgement};
+use crate::incident::{Confidence, Explained, Incident, NotSeen, RuledOut, Scope, Severity, Suffers};
+use crate::symptom::{Kind, Symptom};
+use crate::view::{Baseline, View};
+
+/// An open incident.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub cause: &'static Cause,
+    pub incident: Incident,
+    pub base: Baseline,
+    pub samples: VecDeque<Symptom>,
+    pub first_lines: Vec<String>,
+    pub last_line: Option<String>,
+    pub last_symptom: WallTime,
+    pub explained: BTreeMap<&'static str, u64>,
+    pub clients: BTreeMap<String, u64>,
+    pub more_clients: u64,
+    pub dropped_records: u64,
+    /// Ends of lookups without an answer, of the last 30 s.
+    pub failed: VecDeque<WallTime>,
+    /// Troubled lookups by the Service's address, by node: how many, since when.
+    pub by_node: BTreeMap<String, (u64, WallTime)>,
+    pub refreshed: WallTime,
+}
+
+impl Open {
+    pub fn new(cause: &'static Cause, id: String, scope: Scope, since: WallTime, base: Baseline) -> Self {
+        let incident = Incident {
+            id,
+            cause: cause.id.into(),
+            title: cause.title.into(),
+            confidence: Confidence::Unexplained,
+            severity: Severity::Warning,
+            scope,
+            since,
+            until: None,
+            suffers: Suffers::default(),
+            proof: Vec::new(),
+            ruled_out: Vec::new(),
+            explained: Vec::new(),
+            not_seen: Vec::new(),
+            mend: cause.mend.into(),
+            closed_into: None,
+        };
+        Self {
+            cause,
+            incident,
+            base,
+            samples: VecDeque::new(),
+            first_lines: Vec::new(),
+            last_line: None,
+            last_symptom: since,
+            explained: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            more_clients: 0,
+            dropped_records: 0,
+            failed: VecDeque::new(),
+            by_node: BTreeMap::new(),
+            refreshed: WallTime(0),
+        }
+    }
+
+    pub fn fold(
+        &mut self,
+        symptom: Symptom,
+        judgement: &Judgement,
+        fate: Option<(WallTime, bool)>,
+        view: &View,
+    ) {
+        self.incident.confidence = self.incident.confidence.max(judgement.confidence);
+        self.last_symptom = self.last_symptom.max(symptom.at);
+        match &symptom.kind {
+            Kind::Lookup(lookup) => {
+                self.incident.suffers.troubled_lookups += 1;
+                if lookup.role == ServerRole::Service {
+                    let (count, _) = self.by_node.entry(symptom.node.clone()).or_insert((0, symptom.at));
+                    *count += 1;
+                }
+                if let Some((ended, answered)) = fate {
+                    self.count_end(ended, answered);
+                }
+            }
+            Kind::Drop(dropped) => {
+                self.dropped_records += 1;
+                self.count_client(view.client_name(view.client_of(dropped).ip()));
+            }
+            Kind::Mapping(mapping) => {
+                let known = self.samples.iter().any(|known| match &known.kind {
+                    Kind::Mapping(other) => other.id == mapping.id && other.node == mapping.node,
+                    Kind::Lookup(_) | Kind::Drop(_) => false,
+                });
+                self.incident.suffers.mappings += u64::from(!known);
+                self.count_client(view.client_name(mapping.original.source.ip()));
+            }
+        }
+        for other in causes::all().iter().filter(|other| other.id != self.cause.id) {
+            if (other.looks_like)(&symptom) {
+                *self.explained.entry(other.id).or_default() += 1;
+            }
+        }
+        if self.first_lines.len() < 2 {
+            self.first_lines.push(judgement.line.clone());
+        } else {
+            self.last_line = Some(judgement.line.clone());
+        }
+        if self.samples.len() >= MOST_SAMPLES {
+            self.samples.pop_front();
+        }
+        self.samples.push_back(symptom);
+    }
+
+    pub fn count_end(&mut self, ended: WallTime, answered: bool) {
+        if answered {
+            self.incident.suffers.late_lookups += 1;
+            return;
+        }
+        self.incident.suffers.failed_lookups += 1;
+        if self.failed.len() >= MOST_FAILED {
+            self.failed.pop_front();
+        }
+        self.failed.push_back(ended);
+    }
+
+    fn count_client(&mut self, client: String) {
+        let room = self.clients.len() < MOST_CLIENTS;
+        match self.clients.get_mut(&client) {
+            Some(count) => *count += 1,
+            None if room => drop(self.clients.insert(client, 1)),
+            None => self.more_clients += 1,
+        }
+    }
+
+    pub fn refresh(&mut self, view: &View) {
+        self.refreshed = view.now;
+        let exact = self
+            .cause
+            .drops
+            .map_or(0, |class| view.total_rise(self.incident.scope.node.as_deref(), class, &self.base).1);
+        let suffers = &mut self.incident.suffers;
+        suffers.dropped_packets = self.dropped_records.max(exact);
+        suffers.clients = self.clients.keys().cloned().collect();
+        suffers.more_clients = self.more_clients;
+        suffers.summary = summary(suffers);
+        let case = Case {
+            scope: &self.incident.scope,
+            symptoms: self.samples.make_contiguous(),
+            base: &self.base,
+            dropped: self.incident.suffers.dropped_packets,
+        };
+        let telling = (self.cause.tell)(&case, view);
+        self.incident.title = telling.title;
+        self.incident.mend = telling.mend;
+        self.incident.proof =
+            self.first_lines.iter().chain(&self.last_line).cloned().chain(telling.proof).collect();
+        self.incident.explained = self
+            .explained
+            .iter()
+            .map(|(cause, symptoms)| Explained {
+                cause: (*cause).into(),
+                symptoms: *symptoms,
+                why: format!("each of these {symptoms} is joined to this incident's own evidence"),
+            })
+            .collect();
+        let since = self.incident.since.minus(Duration::from_secs(2));
+        self.incident.ruled_out = causes::all()
+            .iter()
+            .filter(|cause| cause.id != self.cause.id && !cause.reads.is_empty())
+            .filter(|cause| cause.reads.iter().all(|observer| view.looked(*observer, since)))
+            .filter_map(|cause| Some(RuledOut { cause: cause.id.into(), why: (cause.absent)(view)? }))
+            .collect();
+        self.incident.not_seen = Observer::ALL
+            .into_iter()
+            .flat_map(|observer| {
+                let hides: Vec<String> = causes::all()
+                    .iter()
+                    .filter(|cause| cause.id != self.cause.id && cause.reads.contains(&observer))
+                    .map(|cause| cause.id.to_owned())
+                    .collect();
+                view.gaps(observer, since).into_iter().map(move |(place, why)| NotSeen {
+                    observer,
+                    place,
+                    why,
+                    hides: hides.clone(),
+                })
+            })
+            .take(MOST_GAPS)
+            .collect();
+    }
+}
+
+fn summary(suffers: &Suffers) -> String {
+    let mut parts = Vec::new();
+    if suffers.dropped_packets > 0 {
+        parts.push(format!(
+            "{} DNS packets dropped: a musl client waits 2.5 s for each, a glibc client 5 s",
+            suffers.dropped_packets
+        ));
+    }
+    if suffers.mappings > 0 {
+        parts.push(format!(
+            "{} connections of clients lead nowhere: none of their queries is answered",
+            suffers.mappings
+        ));
+    }
+    if suffers.troubled_lookups > 0 {
+        let fates = match (suffers.failed_lookups, suffers.late_lookups) {
+            (0, 0) => "still waiting".to_owned(),
+            (failed, late) => format!("{failed} ended without an answer, {late} late"),
+        };
+        parts.push(format!("{} probe lookups in trouble ({fates})", suffers.troubled_lookups));
+    }
+    parts.join("; ")
+}
+
+const MOST_SAMPLES: usize = 16;
+const MOST_FAILED: usize = 4096;
+const MOST_CLIENTS: usize = 8;
+const MOST_GAPS: usize = 12;
