@@ -1,0 +1,22 @@
+//! What does a cluster's network look like on one machine, with real servers in it and real faults?
+//!
+//! A [`Lab`](miniature::Lab) raises namespaces that stand for nodes and pods, kube-proxy's own rules, and
+//! real CoreDNS behind them. A [`Site`](site::Site) is the part that tests, traffic and faults see; it can
+//! be loaded again by another process. None of this is in the product's image.
+
+pub mod alertmanager;
+pub mod command;
+pub mod dns;
+mod error;
+pub mod faults;
+pub mod interrupt;
+pub mod journal;
+pub mod miniature;
+pub mod process;
+pub mod programs;
+pub mod site;
+pub mod traffic;
+
+pub use error::Error;
+pub use miniature::{Lab, Options};
+pub use site::{Site, StaleEntries};

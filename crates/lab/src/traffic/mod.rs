@@ -1,0 +1,1 @@
+//! What always goes on beside a fault: real lookups, and noise that is not DNS?

@@ -1,0 +1,279 @@
+//! A lab under the eyes of nslookout: does a fault that goes in come out as the right verdict?
+//!
+//! nslookout runs as a process of its own in the monitor namespace and is told nothing but its configuration and
+//! the inventory file; its answers are read the way a user reads them, by `nslookout status` and from the real
+//! Alertmanager. The demo, the benchmark and the end-to-end tests are all made of this.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::alertmanager::Alert;
+use crate::faults::{Active, Fault};
+use crate::{Error, Site};
+
+/// nslookout at work on a site.
+#[derive(Debug)]
+pub struct Trial<'a> {
+    /// The site it looks at.
+    pub site: &'a Site,
+    /// The nslookout binary.
+    binary: PathBuf,
+    process: Child,
+    /// What it said.
+    pub log: PathBuf,
+}
+
+/// The verdict's JSON, as far as trials read it.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// "healthy", "unhealthy" or "unknown".
+    pub state: String,
+    /// Open incidents.
+    pub incidents: Vec<Incident>,
+    /// Who looked where.
+    pub coverage: Vec<Value>,
+    /// Symptoms by cause since the start.
+    pub symptoms: Vec<Value>,
+}
+
+/// An incident's JSON, as far as trials read it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Incident {
+    /// Its id.
+    pub id: String,
+    /// Its cause's id.
+    pub cause: String,
+    /// "certain", "likely" or "unexplained".
+    pub confidence: String,
+    /// "critical", "warning" or "info".
+    pub severity: String,
+    /// node, server, client where narrowed.
+    pub scope: Value,
+    /// Counts.
+    pub suffers: Value,
+    /// Lines.
+    pub proof: Vec<String>,
+    /// Other causes that seem to speak.
+    pub explained: Vec<Value>,
+    /// Causes not found.
+    pub ruled_out: Vec<Value>,
+}
+
+/// What a verdict got right and wrong; empty is right.
+#[derive(Debug, Clone, Default)]
+pub struct Judgement {
+    /// One line for each thing that is wrong.
+    pub wrong: Vec<String>,
+}
+
+impl<'a> Trial<'a> {
+    /// Starts nslookout on the site and waits till all its observers look and lookups are answered.
+    pub fn start(site: &'a Site, binary: &Path) -> Result<Self, Error> {
+        let config = site.dir.join("nslookout.yaml");
+        fs::write(&config, configuration(site)).map_err(Error::file("write", &config))?;
+        let log = site.dir.join("nslookout.log");
+        let output = File::create(&log).map_err(Error::file("write", &log))?;
+        let errors = output.try_clone().map_err(Error::file("write", &log))?;
+        let mut command = site.command_in(&site.monitor, false, &binary.display().to_string());
+        command.args(["run", "--config"]).arg(&config).env("NSLOOKOUT_LOG", "info");
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        let process = spawn(&mut command)?;
+        let mut trial = Self { site, binary: binary.to_owned(), process, log };
+        trial.wait_for("nslookout looks everywhere and every lookup is answered", READY_WITHIN, |status| {
+            let blind = status.coverage.iter().any(|line| line.get("state").and_then(Value::as_str) != Some("looked"));
+            status.state == "healthy" && !blind && observers(status) >= OBSERVERS
+        })?;
+        Ok(trial)
+    }
+
+    /// What nslookout says now.
+    pub fn status(&mut self) -> Result<Status, Error> {
+        let text = self.ask("json")?;
+        serde_json::from_str(&text).map_err(|source| Error::Json { path: "nslookout status".into(), source })
+    }
+
+    /// What nslookout says now, as a person reads it.
+    pub fn verdict(&mut self) -> Result<String, Error> {
+        self.ask("table")
+    }
+
+    /// The process id of nslookout.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Waits till the status is as wanted; the error shows the last one.
+    pub fn wait_for(
+        &mut self,
+        what: &str,
+        deadline: Duration,
+        mut wanted: impl FnMut(&Status) -> bool,
+    ) -> Result<Status, Error> {
+        let start = Instant::now();
+        loop {
+            if let Ok(Some(code)) = self.process.try_wait() {
+                return Err(Error::Trial(format!("nslookout ended ({code}): {}", self.log_tail())));
+            }
+            let last = match self.status() {
+                Ok(status) if wanted(&status) => return Ok(status),
+                Ok(status) => format!("{status:#?}"),
+                Err(error) => error.to_string(),
+            };
+            if start.elapsed() > deadline {
+                return Err(Error::Trial(format!(
+                    "waited {} s in vain till {what}; the last status: {last}\nits log: {}",
+                    deadline.as_secs(),
+                    self.log_tail()
+                )));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Waits till the real Alertmanager holds an alert of that cause.
+    pub fn wait_for_alert(&self, cause: &str, deadline: Duration) -> Result<Alert, Error> {
+        let start = Instant::now();
+        loop {
+            let alerts = self.site.alertmanager.alerts()?;
+            let found = alerts.into_iter().find(|alert| alert.labels.get("cause").is_some_and(|c| c == cause));
+            if let Some(alert) = found {
+                return Ok(alert);
+            }
+            if start.elapsed() > deadline {
+                return Err(Error::Trial(format!(
+                    "Alertmanager holds no alert of {cause} after {} s",
+                    deadline.as_secs()
+                )));
+            }
+            thread::sleep(POLL);
+        }
+    }
+
+    /// Waits till no incident is open.
+    pub fn wait_till_calm(&mut self, deadline: Duration) -> Result<Status, Error> {
+        self.wait_for("no incident is open", deadline, |status| status.incidents.is_empty())
+    }
+
+    /// The end of its log.
+    pub fn log_tail(&self) -> String {
+        let text = fs::read_to_string(&self.log).unwrap_or_default();
+        crate::command::tail(&text, 2000).to_owned()
+    }
+
+    fn ask(&self, output: &str) -> Result<String, Error> {
+        let mut command = self.site.command_in(&self.site.monitor, false, &self.binary.display().to_string());
+        command.args(["status", "--output", output]);
+        let answer = crate::command::output(&mut command, None)?;
+        if answer.stdout.is_empty() {
+            return Err(crate::command::failure(&command, &answer));
+        }
+        Ok(String::from_utf8_lossy(&answer.stdout).into_owned())
+    }
+}
+
+impl Drop for Trial<'_> {
+    fn drop(&mut self) {
+        // SIGTERM, as a user would; it may not take longer than a second.
+        drop(nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(i32::try_from(self.process.id()).unwrap_or(0)),
+            nix::sys::signal::Signal::SIGTERM,
+        ));
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(2) {
+            if matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+impl Judgement {
+    /// Holds a status against what the fault should show.
+    pub fn of(fault: &Fault, active: &Active, status: &Status) -> Self {
+        let mut wrong = Vec::new();
+        let open: Vec<&str> = status.incidents.iter().map(|incident| incident.cause.as_str()).collect();
+        if open.len() != 1 {
+            wrong.push(format!("exactly one incident should be open, not {open:?}"));
+        }
+        let Some(incident) = status.incidents.iter().find(|incident| incident.cause == active.cause) else {
+            wrong.push(format!("no incident names {}", active.cause));
+            return Self { wrong };
+        };
+        let sure = incident.confidence == "certain" || (!fault.expected.certain && incident.confidence == "likely");
+        if !sure {
+            wrong.push(format!("it is only {}", incident.confidence));
+        }
+        let at = |key: &str| incident.scope.get(key).and_then(Value::as_str);
+        match fault.expected.scope {
+            crate::faults::Scope::Node | crate::faults::Scope::Pod => {
+                if at("node") != active.node.as_deref() {
+                    wrong.push(format!("the node should be {:?}: {}", active.node, incident.scope));
+                }
+            }
+            crate::faults::Scope::Servers | crate::faults::Scope::Cluster => {}
+        }
+        if let [server] = active.server_addresses.as_slice()
+            && at("server") != Some(server.to_string().as_str())
+        {
+            wrong.push(format!("the server should be {server}: {}", incident.scope));
+        }
+        if let (crate::faults::Scope::Pod, Some(pod)) = (fault.expected.scope, &active.pod)
+            && at("client").is_none_or(|client| !client.ends_with(pod.as_str()))
+        {
+            wrong.push(format!("the client should be {pod}: {}", incident.scope));
+        }
+        Self { wrong }
+    }
+
+    /// Whether nothing is wrong.
+    pub fn right(&self) -> bool {
+        self.wrong.is_empty()
+    }
+}
+
+/// The configuration of a trial: both nodes, one vantage on each, Alertmanager; all else by default, but that
+/// incidents close soon, so that one fault can follow the other.
+fn configuration(site: &Site) -> String {
+    let nodes: String =
+        site.nodes.iter().map(|node| format!("  - {{name: {}, netns: {}}}\n", node.name, node.netns.display())).collect();
+    let vantages: String = site
+        .nodes
+        .iter()
+        .filter_map(|node| site.pods.iter().find(|pod| pod.node == node.name))
+        .map(|pod| format!("  - {{name: {}, node: {}, netns: {}}}\n", pod.name, pod.node, pod.netns.display()))
+        .collect();
+    format!(
+        "cluster:\n  name: {}\n  inventory: {}\nnodes:\n{nodes}vantages:\n{vantages}correlate:\n  closeAfter: 5s\nalertmanagers:\n  addresses: ['http://{}']\n",
+        site.name,
+        site.inventory.display(),
+        site.alertmanager.address,
+    )
+}
+
+fn observers(status: &Status) -> usize {
+    let mut names: Vec<&str> =
+        status.coverage.iter().filter_map(|line| line.get("observer").and_then(Value::as_str)).collect();
+    names.sort_unstable();
+    names.dedup();
+    names.len()
+}
+
+fn spawn(command: &mut Command) -> Result<Child, Error> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.spawn().map_err(|source| Error::Spawn { program, source })
+}
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(100);
+/// prober, counters, table, drops, CoreDNS metrics, inventory.
+const OBSERVERS: usize = 6;
