@@ -306,11 +306,11 @@ fn join(answers: Vec<Answer>) -> Ended {
         _ if empty => Outcome::TryAgain,
         _ if !addresses.is_empty() => Outcome::Addresses,
         _ if with_data && sound => Outcome::NoData,
-        _ if with_data => Outcome::Failed,
+        _ if with_data => Outcome::NoName,
         0 => Outcome::NoData,
         2 => Outcome::TryAgain,
-        3 => Outcome::NoName,
-        _ => Outcome::Failed,
+        // NO_RECOVERY, which getaddrinfo tells as EAI_NONAME, no otherwise than NXDOMAIN.
+        _ => Outcome::NoName,
     };
     Ended { outcome, addresses }
 }
