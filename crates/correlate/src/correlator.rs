@@ -335,6 +335,7 @@ impl Correlator {
             waiting.pop_front();
         }
         if let Some(open) = self.open.get_mut("unexplained") {
+            open.retracted += 1;
             open.incident.suffers.troubled_lookups = open.incident.suffers.troubled_lookups.saturating_sub(1);
         }
     }
@@ -451,7 +452,9 @@ impl Correlator {
         let over: Vec<&'static str> = self
             .open
             .iter()
-            .filter(|(_, open)| now.since(open.last_symptom) >= self.config.close_after)
+            .filter(|(_, open)| {
+                now.since(open.last_symptom) >= self.config.close_after || open.retracted >= open.folded
+            })
             .map(|(id, _)| *id)
             .collect();
         for id in over {

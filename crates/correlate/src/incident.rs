@@ -116,9 +116,11 @@ pub struct Incident {
     pub severity: Severity,
     /// Where. Fixed: an incident that spreads closes into a wider one.
     pub scope: Scope,
-    /// The first symptom.
+    /// The first symptom. In JSON RFC 3339.
+    #[serde(with = "rfc3339")]
     pub since: WallTime,
-    /// The last symptom, once it is over.
+    /// The last symptom, once it is over. In JSON RFC 3339.
+    #[serde(with = "rfc3339::optional")]
     pub until: Option<WallTime>,
     /// Who suffers, and how much.
     pub suffers: Suffers,
@@ -181,6 +183,45 @@ impl Severity {
 
 fn same(one: &Option<String>, other: &Option<String>) -> Option<String> {
     if one == other { one.clone() } else { None }
+}
+
+/// Wall time as people and jq read it.
+mod rfc3339 {
+    use evidence::WallTime;
+    use jiff::Timestamp;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    fn text(at: WallTime) -> String {
+        Timestamp::from_nanosecond(i128::from(at.0)).map_or_else(|_| "?".into(), |t| format!("{t:.3}"))
+    }
+
+    fn time<E: de::Error>(text: &str) -> Result<WallTime, E> {
+        let at: Timestamp = text.parse().map_err(E::custom)?;
+        i64::try_from(at.as_nanosecond()).map(WallTime).map_err(E::custom)
+    }
+
+    pub fn serialize<S: Serializer>(at: &WallTime, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&text(*at))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<WallTime, D::Error> {
+        time(&String::deserialize(deserializer)?)
+    }
+
+    pub mod optional {
+        use super::{Deserialize, Deserializer, Serializer, WallTime, text, time};
+
+        pub fn serialize<S: Serializer>(at: &Option<WallTime>, serializer: S) -> Result<S::Ok, S::Error> {
+            match at {
+                Some(at) => serializer.serialize_some(&text(*at)),
+                None => serializer.serialize_none(),
+            }
+        }
+
+        pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<WallTime>, D::Error> {
+            Option::<String>::deserialize(deserializer)?.as_deref().map(time).transpose()
+        }
+    }
 }
 
 #[cfg(test)]

@@ -24,6 +24,9 @@ pub(crate) struct Open {
     pub clients: BTreeMap<String, u64>,
     pub more_clients: u64,
     pub dropped_records: u64,
+    /// Symptoms taken in, and those that have found another cause since.
+    pub folded: u64,
+    pub retracted: u64,
     /// Ends of lookups without an answer, of the last 30 s.
     pub failed: VecDeque<WallTime>,
     /// Troubled lookups by the Service's address, by node: how many, since when.
@@ -62,6 +65,8 @@ impl Open {
             clients: BTreeMap::new(),
             more_clients: 0,
             dropped_records: 0,
+            folded: 0,
+            retracted: 0,
             failed: VecDeque::new(),
             by_node: BTreeMap::new(),
             refreshed: WallTime(0),
@@ -75,6 +80,7 @@ impl Open {
         fate: Option<(WallTime, bool)>,
         view: &View,
     ) {
+        self.folded += 1;
         self.incident.confidence = self.incident.confidence.max(judgement.confidence);
         self.last_symptom = self.last_symptom.max(symptom.at);
         match &symptom.kind {

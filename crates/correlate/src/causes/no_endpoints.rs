@@ -5,7 +5,7 @@ use evidence::{DropClass, Observer, ServerRole};
 use super::{Case, Cause, Judgement, Telling, drop_line, lookup_line};
 use crate::incident::{Confidence, Scope};
 use crate::symptom::{Failure, Kind, Symptom};
-use crate::view::View;
+use crate::view::{View, time_of_day};
 
 pub(super) static CAUSE: Cause = Cause {
     id: "no-endpoints",
@@ -43,7 +43,13 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
         {
             drop_line(symptom.at, "rejected by kube-proxy", dropped)
         }
-        Kind::Lookup(_) | Kind::Drop(_) | Kind::Mapping(_) => return None,
+        Kind::Mapping(mapping) => format!(
+            "{}  {} still sends by way of {}: entries are kept while nothing serves",
+            time_of_day(symptom.at),
+            mapping.original.source,
+            mapping.backend
+        ),
+        Kind::Lookup(_) | Kind::Drop(_) => return None,
     };
     Some(Judgement { confidence: Confidence::Certain, scope: Some(Scope::default()), line })
 }

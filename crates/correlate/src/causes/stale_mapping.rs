@@ -39,6 +39,10 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
         Kind::Lookup(lookup) if lookup.failure == Failure::Silent => view.mapping_of(&lookup.queries)?,
         Kind::Lookup(_) | Kind::Drop(_) => return None,
     };
+    // While nothing serves, kube-proxy keeps all entries: that is the missing endpoints' doing.
+    if view.had_no_endpoints(symptom.at) {
+        return None;
+    }
     let departed = view.departed(&mapping.backend)?;
     // A lookup of our own that was sent while rules and slices changed is no proof; the entry's renewal is.
     if symptom.at < departed.plus(Duration::from_secs(1)) {

