@@ -84,9 +84,10 @@ impl Socket {
     pub(crate) fn send(&self, server: SocketAddr, bytes: &[u8]) -> Result<(), Errno> {
         let first = self.send_once(server, bytes);
         // An ICMP error of an earlier packet is handed to the next call on the socket. musl's socket would not
-        // have it, so it is set aside: the error queue still holds it for `receive`.
+        // have it, so it is set aside: the error queue still holds it for `receive`. EPERM is never ICMP's, and
+        // a second try would be a second packet in a rule's counter.
         match first {
-            Err(errno) if !self.connected && is_unreachable(errno) => self.send_once(server, bytes),
+            Err(errno) if !self.connected && errno != Errno::EPERM => self.send_once(server, bytes),
             Ok(()) | Err(_) => first,
         }
     }
@@ -113,14 +114,15 @@ impl Socket {
         match read_packet(fd, self.buffer, MsgFlags::empty()) {
             Err(Errno::EAGAIN) => Ok(read_packet(fd, self.buffer, MsgFlags::MSG_ERRQUEUE)?),
             // The same error waits in the error queue, there with the packet that it is about.
-            Err(errno) if is_unreachable(errno) => Ok(read_packet(fd, self.buffer, MsgFlags::MSG_ERRQUEUE)
+            Err(errno) => Ok(read_packet(fd, self.buffer, MsgFlags::MSG_ERRQUEUE)
                 .unwrap_or(Arrival::Unreachable { errno: errno as i32, server: None, query_id: None })),
-            other => Ok(other?),
+            Ok(arrival) => Ok(arrival),
         }
     }
 }
 
-/// Whether the network said that there is no way to the server, or nobody there.
+/// Whether there is no way to the server, or nobody there: by ICMP's word, by routing's, or for want of the
+/// whole address family.
 pub(crate) fn is_unreachable(errno: Errno) -> bool {
     matches!(
         errno,
@@ -130,6 +132,8 @@ pub(crate) fn is_unreachable(errno: Errno) -> bool {
             | Errno::ENETDOWN
             | Errno::EHOSTDOWN
             | Errno::EACCES
+            | Errno::EADDRNOTAVAIL
+            | Errno::EAFNOSUPPORT
     )
 }
 
@@ -142,7 +146,10 @@ pub(crate) fn unspecified(like: SocketAddr) -> SocketAddr {
 }
 
 fn make_connected(server: SocketAddr) -> Result<Result<(OwnedFd, SocketAddr), Errno>, Error> {
-    let fd = make(server.is_ipv6())?;
+    let fd = match make(server.is_ipv6()) {
+        Err(Error::Socket { errno: errno @ Errno::EAFNOSUPPORT, .. }) => return Ok(Err(errno)),
+        made => made?,
+    };
     if let Err(errno) = connect(fd.as_raw_fd(), &SockaddrStorage::from(server)) {
         return Ok(Err(errno));
     }

@@ -41,7 +41,7 @@ pub(crate) struct Answer {
     pub(crate) sound: bool,
     /// Whether the header was there whole.
     pub(crate) whole_header: bool,
-    questions: Vec<Question>,
+    pub(crate) questions: Vec<Question>,
 }
 
 impl Query {

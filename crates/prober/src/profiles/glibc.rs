@@ -16,7 +16,7 @@ use super::Profile;
 use crate::Error;
 use crate::ledger::Ledger;
 use crate::lookup::{Call, Ended};
-use crate::socket::{Arrival, Socket, unspecified};
+use crate::socket::{Arrival, Socket, is_unreachable, unspecified};
 use crate::tcp;
 use crate::wire::{Answer, Query};
 
@@ -49,6 +49,22 @@ enum Round {
     Over(Turn),
     /// One half is missing at the end of the time.
     Half(Vec<Answer>),
+}
+
+/// What came of one packet.
+enum Taken {
+    Over(Round),
+    Usable,
+    Error,
+    Ignored,
+}
+
+/// The answers of one round.
+#[derive(Default)]
+struct Halves {
+    /// For which query an answer came, usable or not.
+    got: [bool; 2],
+    usable: Vec<Answer>,
 }
 
 pub(crate) async fn run(
@@ -112,68 +128,73 @@ impl Exchange<'_, '_> {
         let deadline = Instant::now() + time;
         let first = if self.serial { 0..1 } else { 0..2 };
         if !first.into_iter().all(|number| self.send(index, server, number)) {
-            self.close_all();
-            return Ok(Round::Over(Turn::Next));
+            return Ok(self.give_up());
         }
-        let mut got = [false; 2];
-        let mut usable = Vec::new();
+        let mut halves = Halves::default();
         loop {
             let Some(socket) = self.sockets.get(index).and_then(Option::as_ref) else {
                 return Ok(Round::Over(Turn::Next));
             };
             let Some(arrival) = self.ledger.until(deadline, socket.receive()).await else {
-                let half = Round::Half(usable);
-                return Ok(if matches!(&half, Round::Half(answers) if answers.is_empty()) {
-                    Round::Over(Turn::Next)
-                } else {
-                    half
-                });
+                let none = halves.usable.is_empty();
+                return Ok(if none { Round::Over(Turn::Next) } else { Round::Half(halves.usable) });
             };
-            let (at, bytes) = match arrival? {
-                Arrival::Packet { at, bytes, .. } => (at, bytes),
-                Arrival::Unreachable { errno, server, query_id } => {
-                    self.ledger.unreachable(errno, server, query_id);
-                    self.close_all();
-                    return Ok(Round::Over(Turn::Next));
+            match self.take(server, arrival?, &mut halves) {
+                Taken::Over(round) => return Ok(round),
+                // In serial mode the second query was never sent after an error to the first: time runs out.
+                Taken::Error | Taken::Ignored => {}
+                Taken::Usable if self.serial => {
+                    if !self.send_second(index, server).await? {
+                        return Ok(Round::Over(Turn::Next));
+                    }
                 }
-            };
-            let Some(answer) = Answer::read(&bytes).filter(|a| a.whole_header) else {
-                self.ledger.ignored.malformed += 1;
-                self.close_all();
-                return Ok(Round::Over(Turn::Next));
-            };
-            let Some(number) = self.query_of(&answer, got) else {
-                self.ledger.ignored.foreign += 1;
-                continue;
-            };
-            if !answer.sound {
-                self.ledger.ignored.malformed += 1;
-            }
-            if let Some(query) = self.queries.get(number) {
-                self.ledger.answered(query, server, answer.rcode, at);
-            }
-            let other_came = got.contains(&true);
-            if is_error(&answer) {
-                if other_came {
-                    return Ok(Round::Over(Turn::Answers(usable)));
-                }
-                // The other half is still waited for, but in serial mode it was never asked for: time runs out.
-                mark(&mut got, number);
-                continue;
-            }
-            if answer.truncated {
-                self.close_all();
-                return Ok(Round::Over(Turn::Truncated));
-            }
-            mark(&mut got, number);
-            usable.push(answer);
-            if other_came {
-                return Ok(Round::Over(Turn::Answers(usable)));
-            }
-            if self.serial && !self.send_second(index, server).await? {
-                return Ok(Round::Over(Turn::Next));
+                Taken::Usable => {}
             }
         }
+    }
+
+    /// Judges what came. Anything that glibc takes for trouble of the socket closes all of them.
+    fn take(&mut self, server: SocketAddr, arrival: Arrival, halves: &mut Halves) -> Taken {
+        let (at, bytes) = match arrival {
+            Arrival::Packet { at, bytes, .. } => (at, bytes),
+            Arrival::Unreachable { errno, server, query_id } => {
+                self.ledger.unreachable(errno, server, query_id);
+                return Taken::Over(self.give_up());
+            }
+        };
+        let Some(answer) = Answer::read(&bytes).filter(|a| a.whole_header) else {
+            self.ledger.ignored.malformed += 1;
+            return Taken::Over(self.give_up());
+        };
+        let Some(number) = self.query_of(&answer, halves.got) else {
+            self.ledger.ignored.foreign += 1;
+            return Taken::Ignored;
+        };
+        if !answer.sound {
+            self.ledger.ignored.malformed += 1;
+        }
+        if let Some(query) = self.queries.get(number) {
+            self.ledger.answered(query, server, answer.rcode, at);
+        }
+        let failed = is_error(&answer);
+        if !failed && answer.truncated {
+            self.close_all();
+            return Taken::Over(Round::Over(Turn::Truncated));
+        }
+        let other_came = halves.got.contains(&true);
+        halves.mark(number);
+        if !failed {
+            halves.usable.push(answer);
+        }
+        if other_came {
+            return Taken::Over(Round::Over(Turn::Answers(std::mem::take(&mut halves.usable))));
+        }
+        if failed { Taken::Error } else { Taken::Usable }
+    }
+
+    fn give_up(&mut self) -> Round {
+        self.close_all();
+        Round::Over(Turn::Next)
     }
 
     /// The number of the query that this answers, if that one is still without an answer.
@@ -204,10 +225,12 @@ impl Exchange<'_, '_> {
         let Some(query) = self.queries.get(number) else { return false };
         let sent = BootTime::now();
         let mut result = socket.send(server, &query.bytes);
-        if number == 1 && matches!(result, Err(Errno::ECONNREFUSED)) {
+        if let (1, Err(errno)) = (number, result)
+            && is_unreachable(errno)
+        {
             // The refusal of the first query reached the second's send. sendmmsg reports only that one was sent,
             // and glibc sends the second again.
-            self.ledger.unreachable(Errno::ECONNREFUSED as i32, Some(server), None);
+            self.ledger.unreachable(errno as i32, Some(server), None);
             result = socket.send(server, &query.bytes);
         }
         self.ledger.sent(query, server, socket.source(server), sent, result);
@@ -269,6 +292,14 @@ impl Exchange<'_, '_> {
     }
 }
 
+impl Halves {
+    fn mark(&mut self, number: usize) {
+        if let Some(flag) = self.got.get_mut(number) {
+            *flag = true;
+        }
+    }
+}
+
 /// A server's time: `timeout << index`, shared among the servers for all but the first, at least a second.
 fn time_for(timeout: Duration, index: usize, servers: usize) -> Duration {
     let shifted = timeout.as_secs() << index.min(8);
@@ -285,12 +316,6 @@ fn is_error(answer: &Answer) -> bool {
         && !answer.recursion_available
         && answer.additionals == 0;
     matches!(answer.rcode, 2 | 4 | 5) || lame
-}
-
-fn mark(got: &mut [bool; 2], number: usize) {
-    if let Some(flag) = got.get_mut(number) {
-        *flag = true;
-    }
 }
 
 /// Joins the halves as __libc_res_nquery does: data in either is success; else the first that is no plain
@@ -319,3 +344,48 @@ fn join(answers: Vec<Answer>) -> Ended {
 const BUFFER: usize = 65_535;
 /// glibc waits for ever once the connection stands; a probe has to end.
 const TCP_PATIENCE: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(rcode: u8, answers: u16) -> Answer {
+        let addresses = (0..answers).map(|_| [192, 0, 2, 1].into()).collect();
+        Answer { rcode, answers, addresses, sound: true, recursion_available: true, ..Answer::default() }
+    }
+
+    #[test]
+    fn a_servers_time_shifts_with_its_place_and_is_shared() {
+        let times = |count| -> Vec<u64> {
+            (0..count).map(|index| time_for(Duration::from_secs(5), index, count).as_secs()).collect()
+        };
+        assert_eq!((times(1), times(2), times(3)), (vec![5], vec![5, 5], vec![5, 3, 6]));
+        assert_eq!(time_for(Duration::ZERO, 0, 1), Duration::from_secs(1));
+    }
+
+    #[test]
+    fn halves_join_as_in_res_nquery() {
+        for (first, second, outcome) in [
+            (answer(0, 1), answer(0, 0), Outcome::Addresses),
+            (answer(3, 0), answer(0, 1), Outcome::Addresses),
+            (answer(0, 0), answer(0, 0), Outcome::NoData),
+            (answer(0, 0), answer(3, 0), Outcome::NoName),
+            (answer(3, 0), answer(3, 0), Outcome::NoName),
+            (answer(2, 0), answer(2, 0), Outcome::TryAgain),
+            (answer(1, 0), answer(1, 0), Outcome::NoName),
+        ] {
+            let story = format!("{first:?} {second:?}");
+            assert_eq!(join(vec![first, second]).outcome, outcome, "{story}");
+        }
+        assert_eq!(join(vec![answer(0, 0)]).outcome, Outcome::NoData);
+        assert_eq!(join(Vec::new()).outcome, Outcome::TryAgain);
+    }
+
+    #[test]
+    fn servfail_notimp_refused_and_lame_answers_are_errors() {
+        for (rcode, error) in [(0, false), (1, false), (2, true), (3, false), (4, true), (5, true)] {
+            assert_eq!(is_error(&answer(rcode, 0)), error, "{rcode}");
+        }
+        assert!(is_error(&Answer { recursion_available: false, ..answer(0, 0) }));
+    }
+}

@@ -12,6 +12,7 @@ use std::task::Poll;
 
 use evidence::{BootTime, Outcome, QueryType, WallTime};
 use netns::Namespace;
+use nix::errno::Errno;
 use tokio::time::Instant;
 
 use super::Profile;
@@ -72,7 +73,16 @@ pub(crate) async fn run(
     ledger: &mut Ledger<'_>,
 ) -> Result<Ended, Error> {
     let slots = queries(call.name, version)?.map(|query| Slot { query, state: State::Asked });
-    let socket = Socket::unconnected(namespace, call.servers, version.buffer).await?;
+    let socket = match Socket::unconnected(namespace, call.servers, version.buffer).await {
+        // A kernel without IPv6. getaddrinfo tells it as EAI_SYSTEM, at once.
+        Err(Error::Socket { errno: errno @ Errno::EAFNOSUPPORT, .. }) => {
+            for (slot, &server) in slots.iter().zip(call.servers) {
+                ledger.sent(&slot.query, server, unspecified(server), BootTime::now(), Err(errno));
+            }
+            return Ok(Ended { outcome: Outcome::Failed, addresses: Vec::new() });
+        }
+        opened => opened?,
+    };
     let mut exchange =
         Exchange { version, namespace, servers: call.servers, ledger, socket, slots, servfail_budget: 0 };
     exchange.run(profile).await?;
@@ -223,7 +233,48 @@ fn join(slots: [Slot<'_>; 2], version: &Version) -> Ended {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Family;
     use super::*;
+
+    fn outcome(profile: &Profile, rcodes: [Option<u8>; 2], addresses: u8) -> Outcome {
+        let Family::Musl(version) = &profile.family else { panic!("no musl") };
+        let slot = |rcode: Option<u8>| Slot {
+            query: Query::new("a.", QueryType::A, 1).unwrap(),
+            state: rcode.map_or(State::Asked, |rcode| {
+                let addresses = (0..addresses).map(|_| [192, 0, 2, 1].into()).collect();
+                State::Accepted(Answer { rcode, addresses, ..Answer::default() })
+            }),
+        };
+        join(rcodes.map(slot), version).outcome
+    }
+
+    #[test]
+    fn the_first_half_that_is_missing_or_negative_decides() {
+        for (halves, expected) in [
+            ([Some(0), Some(0)], Outcome::Addresses),
+            ([Some(0), Some(3)], Outcome::NoName),
+            ([Some(3), None], Outcome::NoName),
+            ([None, Some(3)], Outcome::TryAgain),
+            ([Some(0), None], Outcome::TryAgain),
+        ] {
+            assert_eq!(outcome(&Profile::MUSL, halves, 1), expected, "{halves:?}");
+        }
+    }
+
+    #[test]
+    fn no_data_looks_like_no_name_up_to_1_2_3() {
+        assert_eq!(outcome(&Profile::MUSL, [Some(0), Some(0)], 0), Outcome::NoName);
+        assert_eq!(outcome(&Profile::MUSL_1_2_5, [Some(0), Some(0)], 0), Outcome::NoData);
+    }
+
+    #[test]
+    fn ids_differ_in_their_high_octet_from_1_2_4() {
+        let Family::Musl(version) = &Profile::MUSL_1_2_5.family else { panic!("no musl") };
+        for _ in 0..1_000 {
+            let [a, aaaa] = queries("a.", version).unwrap();
+            assert_ne!(a.id >> 8, aaaa.id >> 8);
+        }
+    }
 
     #[test]
     fn ids_come_from_the_clock() {
