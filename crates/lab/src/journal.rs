@@ -132,14 +132,17 @@ pub fn sweep() -> Result<Vec<String>, Error> {
 
 /// Undoes the labs of this process that are not kept: what Ctrl-C does.
 pub fn undo_own() {
-    let own = ProcessId::own();
     for name in names().unwrap_or_default() {
-        let entries = read(&name);
-        let ours = entries.iter().any(|entry| matches!(entry, Entry::Owner(owner) if Some(*owner) == own));
-        if ours && !entries.contains(&Entry::Kept) {
+        if is_own(&name) && !read(&name).contains(&Entry::Kept) {
             let _ = undo(&name);
         }
     }
+}
+
+/// Whether this process raised the lab of that name that stands now.
+pub fn is_own(name: &str) -> bool {
+    let own = ProcessId::own();
+    read(name).iter().any(|entry| matches!(entry, Entry::Owner(owner) if Some(*owner) == own))
 }
 
 /// Undoes all that the lab's journal names, last first, and removes its folder. Goes on where a step fails, and

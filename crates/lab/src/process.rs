@@ -77,17 +77,22 @@ impl ProcessId {
         }
     }
 
-    /// Kills it and waits till it is gone.
+    /// Kills it and waits till it is gone, or a zombie that its parent has yet to ask for.
     pub fn end(self) -> Result<(), Error> {
         self.signal(Signal::SIGKILL)?;
         let what = || format!("process {} did not end", self.pid);
-        wait_until(Duration::from_secs(10), || {
-            // Ours may stay a zombie; another's is reaped by its parent.
+        wait_until(Duration::from_secs(10), || !self.alive())
+            .then_some(())
+            .ok_or_else(|| Error::system(what())(std::io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl ProcessId {
+    /// Takes the exit of a dead child that nobody else will ask for, so that no zombie stays.
+    pub fn reap(self) {
+        if !self.alive() {
             let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
-            !self.alive()
-        })
-        .then_some(())
-        .ok_or_else(|| Error::system(what())(std::io::ErrorKind::TimedOut.into()))
+        }
     }
 }
 
@@ -146,7 +151,10 @@ impl Daemon {
 
     /// SIGKILL, and waits till it is gone. Nothing to do when it does not run.
     pub fn kill(&self) -> Result<(), Error> {
-        self.id().map_or(Ok(()), ProcessId::end)
+        let Some(id) = self.id() else { return Ok(()) };
+        id.end()?;
+        id.reap();
+        Ok(())
     }
 
     /// The end of its log.
@@ -200,10 +208,12 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_child_is_reaped_and_not_alive() {
-        let child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+    fn an_ended_child_is_not_alive_and_can_be_reaped() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let id = ProcessId::of(i32::try_from(child.id()).unwrap()).unwrap();
         id.end().unwrap();
         assert!(!id.alive());
+        id.reap();
+        assert!(child.wait().is_err(), "nobody is left to wait for");
     }
 }

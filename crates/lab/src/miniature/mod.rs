@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::dns::{self, Kind};
 use crate::journal::{self, Entry, Journal};
+use crate::process::{Daemon, ProcessId};
 use crate::{Error, Site, StaleEntries, alertmanager, interrupt, programs};
 
 /// What may be chosen about a lab.
@@ -67,7 +68,17 @@ impl Lab {
     /// Takes the lab down and tells what could not be undone, which a drop can't.
     pub fn down(mut self) -> Result<(), Error> {
         self.kept = true;
-        journal::undo(&self.site.name)
+        self.undo()
+    }
+
+    fn undo(&self) -> Result<(), Error> {
+        let site = &self.site;
+        let servers = site.servers.iter().map(|server| &server.daemon);
+        let daemons = servers.chain([&site.upstream.daemon, &site.alertmanager.daemon]);
+        let ids: Vec<_> = daemons.filter_map(Daemon::id).collect();
+        let undone = journal::undo(&site.name);
+        ids.into_iter().for_each(ProcessId::reap);
+        undone
     }
 
     fn raise(&self, journal: &Journal) -> Result<(), Error> {
@@ -125,8 +136,10 @@ impl Deref for Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
+        // Someone may have taken it down, and someone else raised another of this name.
         if !self.kept
-            && let Err(error) = journal::undo(&self.site.name)
+            && journal::is_own(&self.site.name)
+            && let Err(error) = self.undo()
         {
             eprintln!("lab {} left something, the next start tries again: {error}", self.site.name);
         }
