@@ -1,6 +1,6 @@
 module nslookout/lab/programs/coredns
 
-go 1.25
+go 1.24.0
 
 require github.com/coredns/coredns v1.12.4
 
