@@ -28,6 +28,8 @@ pub enum Entry {
     Owner(ProcessId),
     /// The lab stays up without an owner, until `lab down`.
     Kept,
+    /// It is being undone: whoever began may have died in the middle, kept or not.
+    Down,
     /// A named network namespace; everything that runs in it is killed.
     Netns(String),
     /// A process outside the lab's namespaces.
@@ -133,7 +135,7 @@ pub fn sweep() -> Result<Vec<String>, Error> {
 /// Undoes the labs of this process that are not kept: what Ctrl-C does.
 pub fn undo_own() {
     for name in names().unwrap_or_default() {
-        if is_own(&name) && !read(&name).contains(&Entry::Kept) {
+        if is_own(&name) && !kept(&read(&name)) {
             let _ = undo(&name);
         }
     }
@@ -151,6 +153,8 @@ pub fn undo(name: &str) -> Result<(), Error> {
     check_name(name)?;
     let folder = folder(name);
     let entries = read(name);
+    // Where this can't be written (a full disk), the lab is undone all the same.
+    let _ = Journal::open(name).and_then(|journal| journal.add(&Entry::Down));
     let mut first_error = None;
     let mut note = |result: Result<(), Error>| {
         if let Err(error) = result {
@@ -165,7 +169,7 @@ pub fn undo(name: &str) -> Result<(), Error> {
     note(kill_inside(&inodes));
     for entry in entries.iter().rev() {
         note(match entry {
-            Entry::Owner(_) | Entry::Kept => Ok(()),
+            Entry::Owner(_) | Entry::Kept | Entry::Down => Ok(()),
             Entry::Netns(name) => unmount(&netns_path(name)).and_then(|()| remove(&netns_path(name))),
             Entry::Process(id) => id.end(),
             Entry::Remove(path) => remove(path),
@@ -204,7 +208,7 @@ fn sweep_locked() -> Result<Vec<String>, Error> {
         let entries = read(&name);
         let owned = entries.iter().any(|entry| matches!(entry, Entry::Owner(owner) if owner.alive()));
         // No owner's line at all: it died before it wrote one, and had made nothing yet.
-        if !owned && !entries.contains(&Entry::Kept) {
+        if !owned && !kept(&entries) {
             undo(&name)?;
             swept.push(name);
         }
@@ -216,6 +220,10 @@ fn sweep_locked() -> Result<Vec<String>, Error> {
 fn read(name: &str) -> Vec<Entry> {
     let text = fs::read_to_string(folder(name).join("journal")).unwrap_or_default();
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn kept(entries: &[Entry]) -> bool {
+    entries.contains(&Entry::Kept) && !entries.contains(&Entry::Down)
 }
 
 /// Device and inode: what tells one namespace from another, and a namespace from a plain file.

@@ -321,6 +321,18 @@ fn what_a_killed_lab_left_goes_with_the_next_start() {
 }
 
 #[test]
+fn a_kept_lab_stays_and_one_whose_taking_down_was_cut_off_goes() {
+    let name = name();
+    let run = |words: &[&str]| Command::new(program()).args(words).args(["--name", &name]).output().unwrap();
+    assert!(run(&["up", "--seed", "2"]).status.success());
+    assert!(run(&["status"]).status.success(), "a start does not take a kept lab down");
+    // As `lab down` leaves it when it is killed after its first step.
+    journal::Journal::open(&name).unwrap().add(&journal::Entry::Down).unwrap();
+    assert!(!run(&["status"]).status.success());
+    assert_eq!(left(&name), Vec::<String>::new());
+}
+
+#[test]
 fn a_lab_is_raised_used_and_taken_down_from_the_command_line() {
     let name = name();
     let lab = |words: &[&str]| {
