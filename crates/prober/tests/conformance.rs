@@ -97,33 +97,39 @@ const ROWS: [Row; 23] = [
 #[test]
 fn the_profiles_do_what_the_real_libraries_do() {
     let programs = Programs::compile();
-    let failures: Vec<String> = thread::scope(|scope| {
-        let mut running = Vec::new();
-        for row in &ROWS {
-            for library in [Library::Glibc, Library::Musl] {
-                let program = programs.of(library);
-                let real = scope.spawn(move || record(row, || real_library(program)));
-                let ours = scope.spawn(move || record(row, || emulation(library, row.servers)));
-                running.push((row, library, real, ours));
-            }
-        }
+    let all: Vec<_> = ROWS.iter().flat_map(|row| [(row, Library::Glibc), (row, Library::Musl)]).collect();
+    // A busy machine may hold one client up for longer than the tolerance. What really differs differs again.
+    let doubtful: Vec<_> = differing(&all, &programs).into_iter().map(|(pair, _)| pair).collect();
+    let failures: Vec<_> = differing(&doubtful, &programs).into_iter().map(|(_, why)| why).collect();
+    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// Records these rows, all at the same time, and gives those where library and emulation differ.
+fn differing<'a>(pairs: &[(&'a Row, Library)], programs: &Programs) -> Vec<((&'a Row, Library), String)> {
+    thread::scope(|scope| {
+        let start = |&(row, library): &(&'a Row, Library)| {
+            // Not all in one instant: starting a process takes longer than most lookups.
+            thread::sleep(Duration::from_millis(20));
+            let program = programs.of(library);
+            let real = scope.spawn(move || record(row, || real_library(program)));
+            let ours = scope.spawn(move || record(row, || emulation(library, row.servers)));
+            (row, library, real, ours)
+        };
+        let running: Vec<_> = pairs.iter().map(start).collect();
         let compared = running.into_iter().map(|(row, library, real, ours)| {
             let (real, ours) = (real.join().unwrap(), ours.join().unwrap());
             let verdict = compare(row, &real, &ours);
-            let packets = real.seen.len();
+            let (packets, took) = (real.seen.len(), real.took.as_secs_f64());
+            let row_name = row.name;
             println!(
-                "{library:?} {:25} {:9} {packets:2} packets, {:.3} s: {verdict:?}",
-                row.name,
-                real.outcome,
-                real.took.as_secs_f64()
+                "{library:?} {row_name:27} {:9} {packets:2} packets, {took:6.3} s: {verdict:?}",
+                real.outcome
             );
-            verdict.map_err(|why| {
-                format!("{library:?}, {}: {why}\nreal {}\nours {}", row.name, story(&real), story(&ours))
-            })
+            let story = format!("real {}\nours {}", story(&real), story(&ours));
+            verdict.map_err(|why| ((row, library), format!("{library:?}, {row_name}: {why}\n{story}")))
         });
         compared.filter_map(Result::err).collect()
-    });
-    assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+    })
 }
 
 #[test]
