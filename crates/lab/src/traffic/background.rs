@@ -128,7 +128,8 @@ impl Background {
             thread.thread().unpark();
             drop(thread.join());
         }
-        self.rules.drain(..).try_for_each(|rule| rule.delete())
+        // All are tried, also after one that fails.
+        self.rules.drain(..).map(|rule| rule.delete()).fold(Ok(()), Result::and)
     }
 
     fn add_rules(&mut self, rules: impl IntoIterator<Item = Rule>) -> Result<(), Error> {

@@ -69,7 +69,6 @@ impl Filler {
 
     /// One round of keeping it full: takes the slots that were freed.
     pub fn top_up(&mut self) -> Result<Occupancy, Error> {
-        self.insert(BATCH)?;
         let now = self.occupancy()?;
         if now.full() { Ok(now) } else { self.fill(Duration::from_secs(5)) }
     }

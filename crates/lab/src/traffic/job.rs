@@ -1,8 +1,7 @@
 //! How does traffic go on when the command that started it has ended?
 //!
 //! A [`Job`] is data: `lab traffic job SPEC REPORT` reads it from a file, runs it until SIGTERM (or until its
-//! folder is gone), and writes what it counts to the report, by rename, five times a second and once at its
-//! end. A [`Helper`] starts such a process inside a namespace of the lab, so that `lab down` ends it in any
+//! folder is gone), and writes what it counts to the report, by rename, as it changes and once at its end. A [`Helper`] starts such a process inside a namespace of the lab, so that `lab down` ends it in any
 //! case, and finds it again from another process.
 
 use std::fs;
@@ -60,19 +59,21 @@ impl Job {
         match self {
             Self::Storm(storm) => {
                 let blowing = storm.start()?;
-                ending.report_until(report, || Ok(Report { clients: blowing.seen(), occupancy: None }))?;
+                ending.report_until(report, COUNTS, || {
+                    Ok(Report { clients: blowing.seen(), occupancy: None })
+                })?;
                 write(report, &Report { clients: blowing.stop(), occupancy: None })
             }
             Self::Pinned(pinned) => {
                 let sending = pinned.start()?;
                 let one = |seen| Report { clients: [seen, Seen::default()], occupancy: None };
-                ending.report_until(report, || Ok(one(sending.seen())))?;
+                ending.report_until(report, COUNTS, || Ok(one(sending.seen())))?;
                 write(report, &one(sending.stop()))
             }
             Self::Fill(netns) => {
                 let mut filler = Filler::open(netns, 0)?;
                 filler.fill_for_good(Duration::from_secs(30))?;
-                ending.report_until(report, || {
+                ending.report_until(report, SLOTS, || {
                     let occupancy = Some(filler.top_up()?);
                     Ok(Report { occupancy, ..Report::default() })
                 })
@@ -175,25 +176,41 @@ impl Ending {
             .map_err(|errno| Error::system("watch for signals")(errno.into()))
     }
 
-    /// Writes a report five times a second until a signal comes, or the lab's folder is gone.
-    fn report_until(&self, path: &Path, mut now: impl FnMut() -> Result<Report, Error>) -> Result<(), Error> {
+    /// Asks for a report at each tick and writes it when it has changed, until a signal comes or the lab's folder
+    /// is gone.
+    fn report_until(
+        &self,
+        path: &Path,
+        tick: Duration,
+        mut now: impl FnMut() -> Result<Report, Error>,
+    ) -> Result<(), Error> {
+        let mut written = None;
         loop {
             let report = now()?;
             if path.parent().is_none_or(|folder| !folder.exists()) {
                 return Ok(());
             }
-            write(path, &report)?;
-            if self.came_within(200) {
+            if written != Some(report) {
+                write(path, &report)?;
+                written = Some(report);
+            }
+            if self.came_within(tick) {
                 return Ok(());
             }
         }
     }
 
-    fn came_within(&self, milliseconds: u16) -> bool {
+    fn came_within(&self, wait: Duration) -> bool {
+        let milliseconds = u16::try_from(wait.as_millis()).unwrap_or(u16::MAX);
         let mut wanted = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         poll(&mut wanted, PollTimeout::from(milliseconds)).is_ok_and(|ready| ready > 0)
     }
 }
+
+/// How often clients' counts are told.
+const COUNTS: Duration = Duration::from_millis(200);
+/// How often freed slots of a full table are taken. In between they let packets in.
+const SLOTS: Duration = Duration::from_millis(10);
 
 /// The `lab` binary: this process's own, or the one beside it (a test's binary lies in `deps` below it).
 /// LAB_PROGRAM names another.
