@@ -5,7 +5,9 @@
 //! be loaded again by another process. None of this is in the product's image.
 
 pub mod alertmanager;
+pub mod bench;
 pub mod command;
+pub mod demo;
 pub mod dns;
 mod error;
 pub mod faults;
@@ -16,6 +18,7 @@ pub mod process;
 pub mod programs;
 pub mod site;
 pub mod traffic;
+pub mod trial;
 
 pub use error::Error;
 pub use miniature::{Lab, Options};

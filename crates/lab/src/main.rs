@@ -1,11 +1,12 @@
 //! `lab`: raise a cluster's network on this machine, put faults into it, look around, take it down.
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 use lab::traffic::TrafficCommand;
-use lab::{Error, Lab, Options, Site, faults, interrupt, journal, miniature, programs};
+use lab::{Error, Lab, Options, Site, bench, demo, faults, interrupt, journal, miniature, programs};
 
 /// A cluster's network on one machine, with real CoreDNS and real faults.
 #[derive(Debug, Parser)]
@@ -60,6 +61,33 @@ enum Task {
         #[command(flatten)]
         lab: Named,
     },
+    /// Raise a lab with nslookout looking at it, put in one fault after the other, show what comes out.
+    Demo {
+        /// The nslookout binary.
+        #[arg(long)]
+        nslookout: PathBuf,
+        /// Only these faults; without any: all.
+        #[arg(long)]
+        fault: Vec<String>,
+        /// What is drawn from it: ports, nodes, victims.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
+    /// Measure: from fault to Alertmanager, memory and CPU of `nslookout run`.
+    Bench {
+        /// The nslookout binary.
+        #[arg(long)]
+        nslookout: PathBuf,
+        /// Only these faults; without any: all.
+        #[arg(long)]
+        fault: Vec<String>,
+        /// How often each fault.
+        #[arg(long, default_value_t = 5)]
+        times: u32,
+        /// What is drawn from it: ports, nodes, victims.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// Fetch and build the programs that labs run.
     Programs,
     /// The lab's own traffic, started by the lab itself.
@@ -92,6 +120,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode, Error> {
     match task {
+        // Neither raises a lab: this needs no root, the next is a part of a lab that stands.
         Task::Programs => list_programs(),
         Task::Traffic(traffic) => traffic.run().map(|()| ExitCode::SUCCESS),
         other => with_labs(other),
@@ -115,6 +144,16 @@ fn with_labs(task: Task) -> Result<ExitCode, Error> {
             miniature::down(&lab.name)?;
             println!("lab {} is down, nothing of it is left", lab.name);
             Ok(ExitCode::SUCCESS)
+        }
+        Task::Demo { nslookout, fault, seed } => {
+            let seed = seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
+            let right = demo::demo(&nslookout, &fault, seed)?;
+            Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::Bench { nslookout, fault, times, seed } => {
+            let seed = seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
+            let right = bench::bench(&nslookout, &fault, times, seed)?;
+            Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Task::Programs | Task::Traffic(_) => Ok(ExitCode::SUCCESS),
     }
@@ -148,6 +187,9 @@ fn status(site: &Site) -> Result<ExitCode, Error> {
     }
     println!("upstream  {}  {}  {}", site.upstream.v4, site.upstream.v6, running(&site.upstream.daemon));
     println!("alertmanager  {}  {}", site.alertmanager.address, running(&site.alertmanager.daemon));
+    for fault in faults::active(site)? {
+        println!("fault {} is on: a right verdict says {}", fault.fault, fault.cause);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

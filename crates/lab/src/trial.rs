@@ -5,16 +5,20 @@
 //! Alertmanager. The demo, the benchmark and the end-to-end tests are all made of this.
 
 use std::fs::{self, File};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::alertmanager::Alert;
+use crate::alertmanager::{Alert, http_get};
 use crate::faults::{Active, Fault};
+use crate::process::ProcessId;
+use crate::site::Pod;
 use crate::{Error, Site};
 
 /// nslookout at work on a site.
@@ -86,10 +90,17 @@ impl<'a> Trial<'a> {
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let process = spawn(&mut command)?;
         let mut trial = Self { site, binary: binary.to_owned(), process, log };
-        trial.wait_for("nslookout looks everywhere and every lookup is answered", READY_WITHIN, |status| {
-            let blind = status.coverage.iter().any(|line| line.get("state").and_then(Value::as_str) != Some("looked"));
-            status.state == "healthy" && !blind && observers(status) >= OBSERVERS
-        })?;
+        trial.wait_for(
+            "nslookout looks everywhere and every lookup is answered",
+            READY_WITHIN,
+            |status| {
+                let blind = status
+                    .coverage
+                    .iter()
+                    .any(|line| line.get("state").and_then(Value::as_str) != Some("looked"));
+                status.state == "healthy" && !blind && observers(status) >= OBSERVERS
+            },
+        )?;
         Ok(trial)
     }
 
@@ -119,7 +130,7 @@ impl<'a> Trial<'a> {
         let start = Instant::now();
         loop {
             if let Ok(Some(code)) = self.process.try_wait() {
-                return Err(Error::Trial(format!("nslookout ended ({code}): {}", self.log_tail())));
+                return Err(Error::NotRunning { name: format!("nslookout ({code})"), log: self.log_tail() });
             }
             let last = match self.status() {
                 Ok(status) if wanted(&status) => return Ok(status),
@@ -127,11 +138,8 @@ impl<'a> Trial<'a> {
                 Err(error) => error.to_string(),
             };
             if start.elapsed() > deadline {
-                return Err(Error::Trial(format!(
-                    "waited {} s in vain till {what}; the last status: {last}\nits log: {}",
-                    deadline.as_secs(),
-                    self.log_tail()
-                )));
+                let (seconds, log) = (deadline.as_secs(), self.log_tail());
+                return Err(Error::NotReady { what: what.to_owned(), seconds, last, log });
             }
             thread::sleep(POLL);
         }
@@ -142,18 +150,32 @@ impl<'a> Trial<'a> {
         let start = Instant::now();
         loop {
             let alerts = self.site.alertmanager.alerts()?;
-            let found = alerts.into_iter().find(|alert| alert.labels.get("cause").is_some_and(|c| c == cause));
+            let found =
+                alerts.into_iter().find(|alert| alert.labels.get("cause").is_some_and(|c| c == cause));
             if let Some(alert) = found {
                 return Ok(alert);
             }
             if start.elapsed() > deadline {
-                return Err(Error::Trial(format!(
-                    "Alertmanager holds no alert of {cause} after {} s",
-                    deadline.as_secs()
-                )));
+                return Err(Error::NotReady {
+                    what: format!("an alert of {cause} in Alertmanager"),
+                    seconds: deadline.as_secs(),
+                    last: "none".into(),
+                    log: self.log_tail(),
+                });
             }
             thread::sleep(POLL);
         }
+    }
+
+    /// The sum of a metric's samples on the metrics page, over all its labels that contain `with`.
+    pub fn metric(&self, name: &str, with: &str) -> Result<f64, Error> {
+        let (status, page) = http_get(&self.site.monitor, METRICS, "/metrics")?;
+        if status != 200 {
+            let what = format!("/metrics answered {status}");
+            return Err(Error::system(what)(std::io::ErrorKind::InvalidData.into()));
+        }
+        let samples = page.lines().filter(|line| line.starts_with(name) && line.contains(with));
+        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
     /// Waits till no incident is open.
@@ -181,10 +203,9 @@ impl<'a> Trial<'a> {
 impl Drop for Trial<'_> {
     fn drop(&mut self) {
         // SIGTERM, as a user would; it may not take longer than a second.
-        drop(nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(i32::try_from(self.process.id()).unwrap_or(0)),
-            nix::sys::signal::Signal::SIGTERM,
-        ));
+        if let Some(id) = i32::try_from(self.process.id()).ok().and_then(ProcessId::of) {
+            drop(id.signal(Signal::SIGTERM));
+        }
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(2) {
             if matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
@@ -209,7 +230,8 @@ impl Judgement {
             wrong.push(format!("no incident names {}", active.cause));
             return Self { wrong };
         };
-        let sure = incident.confidence == "certain" || (!fault.expected.certain && incident.confidence == "likely");
+        let sure =
+            incident.confidence == "certain" || (!fault.expected.certain && incident.confidence == "likely");
         if !sure {
             wrong.push(format!("it is only {}", incident.confidence));
         }
@@ -241,16 +263,24 @@ impl Judgement {
     }
 }
 
+/// The pods that are probed from: the first one of each node.
+pub fn vantages(site: &Site) -> Vec<&Pod> {
+    site.nodes.iter().filter_map(|node| site.pods.iter().find(|pod| pod.node == node.name)).collect()
+}
+
 /// The configuration of a trial: both nodes, one vantage on each, Alertmanager; all else by default, but that
 /// incidents close soon, so that one fault can follow the other.
 fn configuration(site: &Site) -> String {
-    let nodes: String =
-        site.nodes.iter().map(|node| format!("  - {{name: {}, netns: {}}}\n", node.name, node.netns.display())).collect();
-    let vantages: String = site
+    let nodes: String = site
         .nodes
         .iter()
-        .filter_map(|node| site.pods.iter().find(|pod| pod.node == node.name))
-        .map(|pod| format!("  - {{name: {}, node: {}, netns: {}}}\n", pod.name, pod.node, pod.netns.display()))
+        .map(|node| format!("  - {{name: {}, netns: {}}}\n", node.name, node.netns.display()))
+        .collect();
+    let vantages: String = vantages(site)
+        .iter()
+        .map(|pod| {
+            format!("  - {{name: {}, node: {}, netns: {}}}\n", pod.name, pod.node, pod.netns.display())
+        })
         .collect();
     format!(
         "cluster:\n  name: {}\n  inventory: {}\nnodes:\n{nodes}vantages:\n{vantages}correlate:\n  closeAfter: 5s\nalertmanagers:\n  addresses: ['http://{}']\n",
@@ -273,6 +303,8 @@ fn spawn(command: &mut Command) -> Result<Child, Error> {
     command.spawn().map_err(|source| Error::Spawn { program, source })
 }
 
+/// nslookout's own default.
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9853);
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
 /// prober, counters, table, drops, CoreDNS metrics, inventory.

@@ -1,0 +1,96 @@
+//! `lab bench`: how long from a fault to Alertmanager, and what `nslookout run` costs.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::demo::{self, Run};
+use crate::trial::Trial;
+use crate::{Error, Lab, Options, Site};
+
+/// Runs each fault `times` times, measures the cost of looking, prints Markdown tables. True if every verdict
+/// was right.
+pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bool, Error> {
+    let faults = demo::chosen(only)?;
+    println!("seed {seed}, {times} runs of each fault\n");
+    let lab = Lab::up(&Options::new("bench", seed))?;
+    let site: &Site = &lab;
+    let mut trial = Trial::start(site, binary)?;
+    let calm = Cost::of(trial.pid(), CALM)?;
+    println!("| nslookout run, two nodes, default settings | |\n|---|---|");
+    println!("| resident memory, calm | {:.1} MiB |", calm.resident_mib);
+    println!("| CPU, calm, over {} s | {:.2} % of a core |", CALM.as_secs(), calm.cpu_percent);
+    let mut runs: Vec<Run> = Vec::new();
+    for round in 0..times {
+        for (i, fault) in faults.iter().enumerate() {
+            let seed = seed.wrapping_add(u64::from(round) * 1000 + i as u64);
+            let run = demo::one(&mut trial, fault, seed, false)?;
+            eprintln!(
+                "{} of {times}: {} alert after {:.1} s {}",
+                round + 1,
+                run.fault,
+                run.alert.as_secs_f64(),
+                run.wrong.join("; ")
+            );
+            runs.push(run);
+        }
+    }
+    let peak = status_field(trial.pid(), "VmHWM:")?;
+    println!("| peak resident memory, over all faults | {:.1} MiB |\n", peak / 1024.0);
+    println!("| fault | cause | fault to Alertmanager, median s | worst s | right |\n|---|---|---|---|---|");
+    for fault in &faults {
+        let mine: Vec<&Run> = runs.iter().filter(|run| run.fault == fault.name).collect();
+        let mut alerts: Vec<Duration> = mine.iter().map(|run| run.alert).collect();
+        alerts.sort_unstable();
+        let median = alerts.get(alerts.len() / 2).copied().unwrap_or_default();
+        let worst = alerts.last().copied().unwrap_or_default();
+        let right = mine.iter().filter(|run| run.wrong.is_empty()).count();
+        println!(
+            "| {} | {} | {:.1} | {:.1} | {right} of {} |",
+            fault.name,
+            fault.expected.cause,
+            median.as_secs_f64(),
+            worst.as_secs_f64(),
+            mine.len()
+        );
+    }
+    Ok(runs.iter().all(|run| run.wrong.is_empty()))
+}
+
+struct Cost {
+    resident_mib: f64,
+    cpu_percent: f64,
+}
+
+impl Cost {
+    /// What a process uses over a span.
+    fn of(pid: u32, span: Duration) -> Result<Self, Error> {
+        let (before, start) = (cpu_seconds(pid)?, Instant::now());
+        thread::sleep(span);
+        let cpu = cpu_seconds(pid)? - before;
+        let cpu_percent = 100.0 * cpu / start.elapsed().as_secs_f64();
+        Ok(Self { resident_mib: status_field(pid, "VmRSS:")? / 1024.0, cpu_percent })
+    }
+}
+
+/// User and system time of a process: fields 14 and 15 of its stat line, after the name in brackets.
+fn cpu_seconds(pid: u32) -> Result<f64, Error> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    let fields = text.rsplit(") ").next().unwrap_or_default();
+    let ticks: f64 = fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
+    Ok(ticks / TICKS_PER_SECOND)
+}
+
+/// A line of /proc/PID/status, in KiB.
+fn status_field(pid: u32, name: &str) -> Result<f64, Error> {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+    Ok(line.split_whitespace().next().and_then(|value| value.parse().ok()).unwrap_or_default())
+}
+
+const CALM: Duration = Duration::from_secs(30);
+/// USER_HZ: 100 on every architecture that Kubernetes runs on.
+const TICKS_PER_SECOND: f64 = 100.0;
