@@ -120,12 +120,22 @@ fn assert_healthy(site: &Site) {
 #[test]
 fn same_port_clash_loses_what_the_kernel_counts_as_insert_failed() {
     let (site, choice, _turn) = raised();
+    clash(&site, &choice);
+}
+
+#[test]
+fn same_port_clash_is_the_same_over_ipv6() {
+    let (site, choice, _turn) = raised();
+    clash(&site, &Choice { ipv6: true, ..choice });
+}
+
+fn clash(site: &Site, choice: &Choice) {
     let before: Vec<_> = site.nodes.iter().map(|node| counter(node, "insert_failed")).collect();
-    let active = on(&site, "same-port-clash", &choice);
+    let active = on(site, "same-port-clash", choice);
     thread::sleep(Duration::from_secs(6));
-    let live = faults::by_name("same-port-clash").unwrap().active(&site).unwrap().unwrap();
+    let live = faults::by_name("same-port-clash").unwrap().active(site).unwrap().unwrap();
     assert!(live.truth.clients[0].sent > 0, "the counts can be read while the fault is on: {live:?}");
-    let ended = off(&site, "same-port-clash");
+    let ended = off(site, "same-port-clash");
     let [first, second] = ended.truth.clients;
     let (sent, lost) = (first.sent + second.sent, first.lost + second.lost);
     let mut failed = 0;
@@ -144,8 +154,11 @@ fn same_port_clash_loses_what_the_kernel_counts_as_insert_failed() {
         assert_eq!(seen.sent, seen.answered + seen.lost);
         assert_eq!(seen.unsent, 0);
     }
-    assert!(!in_node(node(&site, &active), "iptables -t nat -S POSTROUTING").contains("224.0.0.0"));
-    assert_healthy(&site);
+    for program in ["iptables", "ip6tables"] {
+        let rules = in_node(node(site, &active), &format!("{program} -t nat -S POSTROUTING"));
+        assert!(!rules.contains("MASQUERADE"), "{rules}");
+    }
+    assert_healthy(site);
 }
 
 #[test]
@@ -163,26 +176,33 @@ fn same_port_clash_clashes_again_when_it_is_switched_on_again() {
 #[test]
 fn stale_mapping_starves_the_pinned_client_alone() {
     let (site, choice, _turn) = raised();
-    let active = on(&site, "stale-mapping", &choice);
+    stale(&site, &choice, "ipv4");
+    stale(&site, &Choice { ipv6: true, ..choice }, "ipv6");
+}
+
+fn stale(site: &Site, choice: &Choice, family: &str) {
+    let active = on(site, "stale-mapping", choice);
     let fault = faults::by_name("stale-mapping").unwrap();
-    let node = node(&site, &active);
+    let node = node(site, &active);
     let (client, gone) = (&active.clients[0], active.server_addresses[0]);
     thread::sleep(Duration::from_millis(1_500));
-    let before = fault.active(&site).unwrap().unwrap().truth.clients[0];
+    let before = fault.active(site).unwrap().unwrap().truth.clients[0];
     thread::sleep(Duration::from_secs(3));
-    let after = fault.active(&site).unwrap().unwrap().truth.clients[0];
+    let after = fault.active(site).unwrap().unwrap().truth.clients[0];
     println!("pinned client: {before:?}, 3 s later {after:?}");
     assert_eq!(after.answered, before.answered, "not one answer any more");
     assert!(after.lost >= before.lost + 50, "at 20 queries a second for 3 s");
-    let entry =
-        in_node(node, &format!("conntrack -L -p udp -s {} --sport {}", client.address, client.port.unwrap()));
+    let entry = in_node(
+        node,
+        &format!("conntrack -L -f {family} -p udp -s {} --sport {}", client.address, client.port.unwrap()),
+    );
     println!("{entry}");
     assert!(entry.contains(&format!("src={} ", gone.ip())), "{entry}");
     let pod = site.pod(&client.pod).unwrap();
-    assert_eq!(answered(&site, pod, 30), 30, "a fresh port goes to a server that lives");
-    let ended = off(&site, "stale-mapping");
+    assert_eq!(answered(site, pod, 30), 30, "a fresh port goes to a server that lives");
+    let ended = off(site, "stale-mapping");
     println!("in all: {:?}", ended.truth.clients[0]);
-    assert_healthy(&site);
+    assert_healthy(site);
 }
 
 #[test]
@@ -390,4 +410,24 @@ fn background_traffic_loses_no_lookup_and_raises_the_counters_it_should() {
         assert!(!in_node(node, "iptables-save").contains("9999"));
     }
     assert_healthy(&site);
+}
+
+#[test]
+fn a_clash_beside_background_traffic_is_counted_apart_and_real_lookups_go_on() {
+    let (site, choice, _turn) = raised();
+    let background = Background::start(&site, choice.seed).unwrap();
+    let node = site.node(&background.node).unwrap();
+    let before = counter(node, "insert_failed");
+    on(&site, "same-port-clash", &Choice { node: Some(node.name.clone()), ..choice });
+    thread::sleep(Duration::from_secs(8));
+    let dns: u64 = off(&site, "same-port-clash").truth.clients.iter().map(|seen| seen.lost).sum();
+    let counts = background.stop().unwrap();
+    let other: u64 = counts.storm.iter().map(|seen| seen.lost).sum();
+    println!("lost: {dns} DNS, {other} not DNS, real lookups {:?}", counts.lookups);
+    // The background began before the first reading.
+    let rise = counter(node, "insert_failed") - before;
+    println!("insert_failed +{rise}");
+    assert!(dns > 0 && other > 0);
+    assert!(rise <= dns + other && rise + 40 >= dns + other);
+    assert!(counts.lookups.failed + counts.lookups.late <= counts.lookups.made / 100);
 }

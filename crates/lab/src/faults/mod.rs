@@ -87,6 +87,8 @@ pub struct Choice {
     pub pod: Option<String>,
     /// The server.
     pub server: Option<String>,
+    /// Whether the fault's own traffic goes by IPv6.
+    pub ipv6: bool,
 }
 
 /// A fault that is on, in the words of a verdict, with what has been lost by it so far.
@@ -338,8 +340,21 @@ impl<'a> Injection<'a> {
 
     /// A verdict should name this server.
     fn blame(&mut self, server: &Server) {
+        let address = if self.choice.ipv6 { server.v6.into() } else { server.v4.into() };
         self.active.servers.push(server.name.clone());
-        self.active.server_addresses.push(server.address());
+        self.active.server_addresses.push(SocketAddr::new(address, server.port));
+    }
+
+    /// The Service's address in the chosen family.
+    fn service(&self) -> SocketAddr {
+        if self.choice.ipv6 { self.site.service.v6 } else { self.site.service.v4 }
+    }
+
+    /// This pod is a client of the fault's own traffic.
+    fn client(&mut self, pod: &Pod, port: Option<u16>) -> IpAddr {
+        let address = if self.choice.ipv6 { pod.v6.into() } else { pod.v4.into() };
+        self.active.clients.push(Client { pod: pod.name.clone(), address, port });
+        address
     }
 
     /// A verdict should name the upstream.

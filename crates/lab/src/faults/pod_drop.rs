@@ -3,7 +3,7 @@
 
 use super::rule::{Rule, dns_ports};
 use super::undo::Undo;
-use super::{Client, Expected, Fault, Injection, Scope};
+use super::{Expected, Fault, Injection, Scope};
 use crate::Error;
 
 pub(super) static FAULT: Fault = Fault {
@@ -17,7 +17,7 @@ pub(super) static FAULT: Fault = Fault {
 fn inject(injection: &mut Injection) -> Result<(), Error> {
     let pod = injection.pod()?;
     injection.active.pod = Some(pod.name.clone());
-    injection.active.clients.push(Client { pod: pod.name.clone(), address: pod.v4.into(), port: None });
+    injection.client(pod, None);
     let ports = dns_ports(injection.site.service.target_port);
     let words = format!("-p udp -m multiport --dports {ports} -j DROP");
     for rule in

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::rule::Rule;
 use super::undo::Undo;
-use super::{Client, Expected, Fault, Injection, Scope};
+use super::{Expected, Fault, Injection, Scope};
 use crate::Error;
 use crate::miniature::coredns::CLUSTER_NAME;
 use crate::traffic::job::{Job, Report};
@@ -32,19 +32,20 @@ fn inject(injection: &mut Injection) -> Result<(), Error> {
         });
     };
     for pod in [first, second] {
-        injection.active.clients.push(Client { pod: pod.name.clone(), address: pod.v4.into(), port: None });
+        injection.client(pod, None);
     }
-    let rule = Rule::v4(
-        &node.netns,
-        "nat",
-        "POSTROUTING",
-        &format!("-s {} ! -d 224.0.0.0/4 -j MASQUERADE", node.pod_cidr_v4),
-    );
+    let rule = if injection.choice.ipv6 {
+        let words = format!("-s {} ! -d ff00::/8 -j MASQUERADE", node.pod_cidr_v6);
+        Rule::v6(&node.netns, "nat", "POSTROUTING", &words)
+    } else {
+        let words = format!("-s {} ! -d 224.0.0.0/4 -j MASQUERADE", node.pod_cidr_v4);
+        Rule::v4(&node.netns, "nat", "POSTROUTING", &words)
+    };
     injection.will(Undo::Rule(rule.clone()))?;
     rule.insert()?;
     let storm = Storm {
         pods: [first.netns.clone(), second.netns.clone()],
-        target: site.service.v4,
+        target: injection.service(),
         rounds_per_second: ROUNDS_PER_SECOND,
         first_port: FIRST_PORT,
         ports: 20_000,

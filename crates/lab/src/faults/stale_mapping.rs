@@ -7,7 +7,7 @@ use std::time::Duration;
 use rand::RngExt;
 
 use super::undo::Undo;
-use super::{Client, Expected, Fault, Injection, Scope};
+use super::{Expected, Fault, Injection, Scope};
 use crate::miniature::coredns::CLUSTER_NAME;
 use crate::site::{Pod, Server};
 use crate::traffic::Question;
@@ -27,10 +27,10 @@ fn inject(injection: &mut Injection) -> Result<(), Error> {
     let (site, pod) = (injection.site, injection.pod()?);
     let server = injection.server()?;
     let port = port_that_leads_to(injection, site, pod, server)?;
-    injection.active.clients.push(Client { pod: pod.name.clone(), address: pod.v4.into(), port: Some(port) });
+    injection.client(pod, Some(port));
     let pinned = Pinned {
         pod: pod.netns.clone(),
-        target: site.service.v4,
+        target: injection.service(),
         port,
         queries_per_second: 20,
         name: CLUSTER_NAME.to_owned(),
@@ -54,14 +54,19 @@ fn port_that_leads_to(
 ) -> Result<u16, Error> {
     let question = Question::for_address(CLUSTER_NAME)?;
     let node = site.node(&pod.node)?;
+    let (family, client, backend) = if injection.choice.ipv6 {
+        ("ipv6", pod.v6.to_string(), server.v6.to_string())
+    } else {
+        ("ipv4", pod.v4.to_string(), server.v4.to_string())
+    };
     for _ in 0..TRIES {
         let port = injection.rng.random_range(6_000..9_000);
-        if !pinned::ask_once(&pod.netns, site.service.v4, port, &question)? {
+        if !pinned::ask_once(&pod.netns, injection.service(), port, &question)? {
             continue;
         }
         let mut list = command::inside(&node.netns, "conntrack");
-        list.args(["-L", "-p", "udp", "-s", &pod.v4.to_string(), "--sport", &port.to_string()]);
-        if command::run(&mut list, None)?.contains(&format!("src={} ", server.v4)) {
+        list.args(["-L", "-f", family, "-p", "udp", "-s", &client, "--sport", &port.to_string()]);
+        if command::run(&mut list, None)?.contains(&format!("src={backend} ")) {
             return Ok(port);
         }
     }

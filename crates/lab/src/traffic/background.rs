@@ -24,7 +24,8 @@ use crate::{Error, Site, StaleEntries};
 /// All of it, until it is stopped or dropped.
 #[derive(Debug)]
 pub struct Background {
-    node: String,
+    /// The node of the storm that is not DNS and of the rule.
+    pub node: String,
     lookups: Lookups,
     storm: Option<Blowing>,
     stop: Arc<AtomicBool>,

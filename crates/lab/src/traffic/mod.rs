@@ -3,12 +3,12 @@
 //! Traffic of faults runs in helper processes ([`job`]), because a fault is switched on by one command and off
 //! by another. All of it counts for itself what was lost: that is the truth that verdicts are held against.
 
-mod background;
+pub mod background;
 pub mod fill;
 pub mod job;
-mod lookups;
+pub mod lookups;
 pub mod pinned;
-mod question;
+pub mod question;
 pub mod storm;
 
 use std::fs;
