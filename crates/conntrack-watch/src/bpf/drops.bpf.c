@@ -76,7 +76,8 @@ struct record {
 	struct tuple reply;
 	char device[16];
 	__u8 payload[PAYLOAD];
-	__u32 pad2;
+	/* The namespace at the other end of the packet's veth; zero: it has none. */
+	__u32 owner;
 };
 
 _Static_assert(sizeof(struct endpoint) == 20, "shared with record.rs");
@@ -84,6 +85,7 @@ _Static_assert(sizeof(struct tuple) == 36, "shared with record.rs");
 _Static_assert(__builtin_offsetof(struct record, packet) == 24, "shared with record.rs");
 _Static_assert(__builtin_offsetof(struct record, device) == 132, "shared with record.rs");
 _Static_assert(__builtin_offsetof(struct record, payload) == 148, "shared with record.rs");
+_Static_assert(__builtin_offsetof(struct record, owner) == 420, "shared with record.rs");
 _Static_assert(sizeof(struct record) == 424, "shared with record.rs");
 
 struct place {
@@ -180,6 +182,14 @@ struct {
 	__type(value, __u8);
 } dns SEC(".maps");
 
+/* Which namespace a pod's namespace hangs on, as its drops showed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u32);
+} owners SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 512 * 1024);
@@ -200,14 +210,25 @@ static __always_inline struct nf_conn *entry_of(struct sk_buff *skb)
 }
 
 /*
- * The namespace whose hooks the packet went through. The entry knows best. skb->dev is not set in LOCAL_OUT, and is part
- * of a tree node in TCP's retransmissions; the route's device is right where there is a route. A socket comes last: over
- * veth a packet keeps its sender's socket, of another namespace.
+ * skb->dev is not set in LOCAL_OUT, and is part of a tree node in TCP's retransmissions: the route's device is right where
+ * there is a route.
  */
-static __always_inline struct net *net_of(struct sk_buff *skb, struct nf_conn *entry)
+static __always_inline struct net_device *device_of(struct sk_buff *skb)
 {
 	struct dst_entry *dst = (struct dst_entry *)(BPF_CORE_READ(skb, _skb_refdst) & ~1UL);
-	struct net_device *dev;
+	struct net_device *dev = NULL;
+
+	if (dst && !(BPF_CORE_READ(dst, flags) & DST_METADATA))
+		dev = BPF_CORE_READ(dst, dev);
+	return dev ? dev : BPF_CORE_READ(skb, dev);
+}
+
+/*
+ * The namespace whose hooks the packet went through. The entry knows best. A socket comes last: over veth a packet keeps
+ * its sender's socket, of another namespace.
+ */
+static __always_inline struct net *net_of(struct sk_buff *skb, struct nf_conn *entry, struct net_device *dev)
+{
 	struct net *net = NULL;
 	struct sock *sk;
 
@@ -215,18 +236,43 @@ static __always_inline struct net *net_of(struct sk_buff *skb, struct nf_conn *e
 		net = BPF_CORE_READ(entry, ct_net.net);
 	if (net)
 		return net;
-	if (dst && !(BPF_CORE_READ(dst, flags) & DST_METADATA)) {
-		dev = BPF_CORE_READ(dst, dev);
-		if (dev)
-			return BPF_CORE_READ(dev, nd_net.net);
-	}
-	dev = BPF_CORE_READ(skb, dev);
 	if (dev)
 		return BPF_CORE_READ(dev, nd_net.net);
 	sk = BPF_CORE_READ(skb, sk);
 	if (sk)
 		return BPF_CORE_READ(sk, __sk_common.skc_net.net);
 	return NULL;
+}
+
+/*
+ * The namespace at the other end of the packet's veth: for a pod's namespace, its node's. It tells the pods of one node
+ * from those of another on the same kernel, which may have the same addresses.
+ */
+static __always_inline __u32 owner_of(struct net_device *dev)
+{
+	const char *kind = NULL;
+	struct veth_priv *veth;
+	struct net_device *peer = NULL;
+	struct net *net = NULL;
+	__u32 inum = 0;
+	char name[5] = {};
+
+	if (!dev)
+		return 0;
+	kind = BPF_CORE_READ(dev, rtnl_link_ops, kind);
+	if (!kind || bpf_probe_read_kernel(name, sizeof(name), kind) || name[0] != 'v' || name[1] != 'e' ||
+	    name[2] != 't' || name[3] != 'h' || name[4])
+		return 0;
+	if (bpf_core_field_exists(dev->priv))
+		veth = (void *)dev + bpf_core_field_offset(dev->priv);
+	else
+		veth = (void *)dev + ((bpf_core_type_size(struct net_device) + 31) & ~31UL);
+	if (bpf_probe_read_kernel(&peer, sizeof(peer), veth) || !peer)
+		return 0;
+	net = BPF_CORE_READ(peer, nd_net.net);
+	if (net)
+		inum = BPF_CORE_READ(net, ns.inum);
+	return inum;
 }
 
 /*
@@ -510,9 +556,10 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location, enum skb_drop_re
 	struct trouble *trouble;
 	struct record *record;
 	struct nf_conn *entry;
+	struct net_device *dev;
 	struct net *net;
 	enum class class;
-	__u32 zero = 0, netns, linear, start;
+	__u32 zero = 0, owner, netns, linear, start;
 	__u64 length;
 	bool dns_packet = false, has_entry = false, readable;
 	__u8 *payload;
@@ -523,7 +570,8 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location, enum skb_drop_re
 	if (!trouble)
 		return 0;
 	entry = entry_of(skb);
-	net = net_of(skb, entry);
+	dev = device_of(skb);
+	net = net_of(skb, entry, dev);
 	if (!net) {
 		trouble->unread += 1;
 		return 0;
@@ -544,6 +592,9 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location, enum skb_drop_re
 			     is_dns(reply.source, reply.source_port, packet.source.proto);
 	}
 	count(netns, class, dns_packet, trouble);
+	owner = owner_of(dev);
+	if (owner && !bpf_map_lookup_elem(&owners, &netns))
+		bpf_map_update_elem(&owners, &netns, &owner, BPF_ANY);
 	if (!dns_packet)
 		return 0;
 
@@ -566,8 +617,12 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location, enum skb_drop_re
 	record->packet.destination_port = packet.destination.port;
 	record->original = original;
 	record->reply = reply;
-	if (BPF_CORE_READ(skb, dev))
-		bpf_core_read_str(record->device, sizeof(record->device), &skb->dev->name);
+	record->owner = owner;
+	/* Where the packet came in, if it came in. For TCP see device_of(). */
+	if (packet.source.proto == PROTO_UDP && BPF_CORE_READ(skb, dev))
+		dev = BPF_CORE_READ(skb, dev);
+	if (dev)
+		bpf_core_read_str(record->device, sizeof(record->device), &dev->name);
 	/* The payload's part in the linear area, which for a datagram of this size is all of it. */
 	payload = BPF_CORE_READ(skb, head) + packet.payload_at;
 	start = BPF_CORE_READ(skb, data) - BPF_CORE_READ(skb, head);

@@ -59,9 +59,21 @@ typedef struct {
 	struct net *net;
 } possible_net_t;
 
+struct rtnl_link_ops {
+	const char *kind;
+};
+
 struct net_device {
 	possible_net_t nd_net;
 	char name[16];
+	const struct rtnl_link_ops *rtnl_link_ops;
+	/* From 6.10. Before, the driver's data follows the structure at the next multiple of 32. */
+	unsigned char priv[0];
+};
+
+/* The other end has been its first field for as long as there is veth. */
+struct veth_priv {
+	struct net_device *peer;
 };
 
 struct dst_entry {

@@ -9,8 +9,6 @@ use evidence::{Protocol, Tuple};
 
 use super::wire::{Attribute, Attributes, Request};
 
-/// `IPCTNL_MSG_CT_NEW`: what a row of the table comes as.
-pub const ENTRY: u16 = SUBSYSTEM | 0;
 const GET: u16 = SUBSYSTEM | 1;
 const GET_STATS_CPU: u16 = SUBSYSTEM | 4;
 const GET_STATS: u16 = SUBSYSTEM | 5;
@@ -299,7 +297,7 @@ mod tests {
             source: "[fd00::1:2]:5353".parse().unwrap(),
             destination: "[fd00::7]:4000".parse().unwrap(),
         };
-        let mut request = Request::new(ENTRY, 2, 1, 10);
+        let mut request = Request::new(SUBSYSTEM, 2, 1, 10);
         put_tuple(&mut request, 1, original, protocol);
         put_tuple(&mut request, 2, reply, protocol);
         request

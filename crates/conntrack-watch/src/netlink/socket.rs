@@ -16,6 +16,7 @@ use tokio::time::timeout;
 
 use super::ctnetlink::{self, AF_INET, AF_INET6, CpuStats, Entry, TableSize};
 use super::wire::{Messages, u32_at};
+use crate::sys;
 
 /// The largest datagram of a dump is 32 KiB (`NLMSG_GOODSIZE` at its most).
 const BUFFER: usize = 64 * 1024;
@@ -68,7 +69,7 @@ impl Conntrack {
     /// Opens a socket inside the namespace. Needs no right yet: the first request tells.
     pub async fn open(namespace: &Namespace) -> Result<Self, Error> {
         let socket = namespace.run(open_here).await?.map_err(Error::from_kernel)?;
-        let socket = AsyncFd::new(socket).map_err(Error::Io)?;
+        let socket = sys::readable(socket).map_err(Error::Io)?;
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(BUFFER) })
     }
 

@@ -1,0 +1,222 @@
+//! Which conntrack entries of DNS lead to no server, and does anyone still use them?
+//!
+//! The kernel keeps no age and no packet count by default, and never tells of entries made before the listener. That an
+//! entry is in use shows in its expiry moving on between two dumps. No IO, no clock: dumps come in, rows go out.
+
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::net::SocketAddr;
+
+use evidence::{BootTime, Inventory, Mapping};
+
+use crate::netlink::Entry;
+
+/// Entries whose expiry is remembered. With more, the rest are reported without `renewed`.
+const REMEMBERED: usize = 65_536;
+/// Rows reported of one dump.
+pub const REPORTED: usize = 256;
+/// Remaining time comes in whole seconds, rounded down: only a rise of more than one is a renewal.
+const ROUNDING_NS: u64 = 1_050_000_000;
+
+/// What is remembered from dump to dump.
+#[derive(Debug, Default)]
+pub struct Mappings {
+    seen: HashMap<(u32, u64), Seen>,
+    dump: u64,
+}
+
+/// One dump in the making: rows are added one by one and never kept but for those to be told.
+#[derive(Debug)]
+pub struct DumpReader<'a> {
+    mappings: &'a mut Mappings,
+    node: &'a str,
+    at: BootTime,
+    serving: Vec<SocketAddr>,
+    astray: Vec<Mapping>,
+    unreplied: Vec<Mapping>,
+    untold: u64,
+}
+
+/// What a dump showed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// Rows whose backend does not serve (all of them, up to the cap), then a sample of those that no reply came through.
+    pub rows: Vec<Mapping>,
+    /// How many of the rows are of the first kind.
+    pub astray: usize,
+    /// Rows of the first kind that the cap left out.
+    pub untold: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    expires: u64,
+    renewed: Option<BootTime>,
+    dump: u64,
+}
+
+impl Mappings {
+    /// Starts a dump at a moment.
+    pub fn start<'a>(&'a mut self, node: &'a str, at: BootTime, inventory: &Inventory) -> DumpReader<'a> {
+        self.dump += 1;
+        let serving = inventory.endpoints.iter().filter(|endpoint| endpoint.serving);
+        DumpReader {
+            node,
+            at,
+            serving: serving.map(|endpoint| endpoint.address).collect(),
+            mappings: self,
+            astray: Vec::new(),
+            unreplied: Vec::new(),
+            untold: 0,
+        }
+    }
+
+    /// When the entry was last seen to be renewed, this dump included.
+    fn renewed(&mut self, entry: &Entry, at: BootTime) -> Option<BootTime> {
+        let mut hasher = DefaultHasher::new();
+        (entry.original, entry.reply).hash(&mut hasher);
+        let key = (entry.id, hasher.finish());
+        let expires = at.0.saturating_add(u64::from(entry.expires_secs) * 1_000_000_000);
+        let full = self.seen.len() >= REMEMBERED;
+        let Some(seen) = self.seen.get_mut(&key) else {
+            if !full {
+                self.seen.insert(key, Seen { expires, renewed: None, dump: self.dump });
+            }
+            return None;
+        };
+        seen.dump = self.dump;
+        if expires > seen.expires.saturating_add(ROUNDING_NS) {
+            seen.expires = expires;
+            seen.renewed = Some(at);
+        } else if expires.saturating_add(ROUNDING_NS) < seen.expires {
+            // A new state with a shorter life (TCP closing).
+            seen.expires = expires;
+        }
+        seen.renewed
+    }
+}
+
+impl DumpReader<'_> {
+    /// Adds a row.
+    pub fn add(&mut self, entry: &Entry) {
+        let renewed = self.mappings.renewed(entry, self.at);
+        let backend = entry.reply.source;
+        let leads_astray = !self.serving.contains(&backend);
+        if !leads_astray && entry.replied() {
+            return;
+        }
+        let rows = if leads_astray { &mut self.astray } else { &mut self.unreplied };
+        if rows.len() >= REPORTED {
+            self.untold += u64::from(leads_astray);
+            return;
+        }
+        rows.push(Mapping {
+            node: self.node.to_owned(),
+            at: self.at,
+            protocol: entry.protocol,
+            original: entry.original,
+            backend,
+            id: entry.id,
+            replied: entry.replied(),
+            expires_secs: entry.expires_secs,
+            renewed,
+        });
+    }
+
+    /// Ends the dump. What it didn't show is forgotten, unless it was interrupted and may have missed rows.
+    pub fn finish(mut self, interrupted: bool) -> Found {
+        if !interrupted {
+            let dump = self.mappings.dump;
+            self.mappings.seen.retain(|_, seen| seen.dump == dump);
+        }
+        let astray = self.astray.len();
+        self.unreplied.truncate(REPORTED - astray);
+        self.astray.append(&mut self.unreplied);
+        Found { rows: self.astray, astray, untold: self.untold }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use evidence::{Endpoint, Protocol, Tuple};
+
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn entry(port: u16, backend: &str, expires_secs: u32, replied: bool) -> Entry {
+        let source = SocketAddr::new("10.244.1.7".parse().unwrap(), port);
+        Entry {
+            protocol: Protocol::Udp,
+            original: Tuple { source, destination: "10.96.0.10:53".parse().unwrap() },
+            reply: Tuple { source: backend.parse().unwrap(), destination: source },
+            id: u32::from(port),
+            status: if replied { 2 } else { 0 },
+            expires_secs,
+        }
+    }
+
+    fn inventory() -> Inventory {
+        let endpoint = |address: &str, serving| Endpoint {
+            name: address.into(),
+            address: address.parse().unwrap(),
+            node: None,
+            serving,
+        };
+        Inventory {
+            endpoints: vec![endpoint("10.244.1.20:5353", true), endpoint("10.244.2.20:5353", false)],
+            ..Inventory::default()
+        }
+    }
+
+    fn dump(mappings: &mut Mappings, at: u64, entries: &[Entry]) -> Found {
+        let mut reader = mappings.start("node-a", BootTime(at * SECOND), &inventory());
+        entries.iter().for_each(|entry| reader.add(entry));
+        reader.finish(false)
+    }
+
+    #[test]
+    fn an_entry_to_a_serving_backend_that_answers_is_not_told() {
+        let found = dump(&mut Mappings::default(), 1, &[entry(1, "10.244.1.20:5353", 29, true)]);
+        assert_eq!(found, Found::default());
+    }
+
+    #[test]
+    fn an_entry_to_a_backend_that_does_not_serve_is_told_first() {
+        let entries = [entry(1, "10.244.1.20:5353", 29, false), entry(2, "10.244.2.20:5353", 119, true)];
+        let found = dump(&mut Mappings::default(), 1, &entries);
+        assert_eq!((found.rows.len(), found.astray), (2, 1));
+        assert_eq!(found.rows[0].backend, "10.244.2.20:5353".parse().unwrap());
+    }
+
+    #[test]
+    fn an_entry_never_translated_leads_astray() {
+        assert_eq!(dump(&mut Mappings::default(), 1, &[entry(1, "10.96.0.10:53", 29, false)]).astray, 1);
+    }
+
+    #[test]
+    fn renewal_shows_in_an_expiry_that_moves_on() {
+        let mut mappings = Mappings::default();
+        let gone = "10.244.2.20:5353";
+        assert_eq!(dump(&mut mappings, 10, &[entry(1, gone, 119, true)]).rows[0].renewed, None);
+        // Nobody sends: time runs down with the clock, give or take a second of rounding.
+        assert_eq!(dump(&mut mappings, 12, &[entry(1, gone, 117, true)]).rows[0].renewed, None);
+        assert_eq!(dump(&mut mappings, 14, &[entry(1, gone, 116, true)]).rows[0].renewed, None);
+        // Somebody sends.
+        let renewed = dump(&mut mappings, 16, &[entry(1, gone, 119, true)]).rows[0].renewed;
+        assert_eq!(renewed, Some(BootTime(16 * SECOND)));
+        // It stays the last time seen.
+        assert_eq!(dump(&mut mappings, 18, &[entry(1, gone, 117, true)]).rows[0].renewed, renewed);
+    }
+
+    #[test]
+    fn the_cap_counts_only_rows_that_lead_astray() {
+        let entries: Vec<_> = (0..300).map(|port| entry(port, "10.244.1.20:5353", 9, false)).collect();
+        let found = dump(&mut Mappings::default(), 1, &entries);
+        assert_eq!((found.rows.len(), found.untold), (REPORTED, 0));
+        let entries: Vec<_> = (0..300).map(|port| entry(port, "10.244.2.20:5353", 9, false)).collect();
+        let found = dump(&mut Mappings::default(), 1, &entries);
+        assert_eq!((found.rows.len(), found.untold), (REPORTED, 44));
+    }
+}
