@@ -49,7 +49,6 @@ pub(crate) struct Node {
 /// Records missed since the last report that was taken.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Lost {
-    pub(crate) counters: u64,
     pub(crate) table: u64,
     pub(crate) drops: u64,
 }
@@ -66,7 +65,8 @@ impl Node {
             size: TableSize::default(),
             mappings: Mappings::default(),
             last_dump: None,
-            alert_until: now.plus(ALERT),
+            // The first reading is made at once; what it finds decides how soon the next is.
+            alert_until: now,
             table_state: None,
         }
     }
@@ -92,7 +92,8 @@ impl Node {
         let state = match self.counters().await {
             Ok(counters) => {
                 observations.push(Observation::Counters(counters));
-                CoverageState::Looked { lost: self.lost.counters }
+                // Cumulative: the next reading has what this one missed.
+                CoverageState::Looked { lost: 0 }
             }
             Err(error) => error.coverage(),
         };
@@ -113,6 +114,7 @@ impl Node {
         if due {
             self.last_dump = Some(now);
             let state = match self.dump(inventory, observations).await {
+                Ok(_) if inventory.service.addresses.is_empty() => Some(no_dns()),
                 Ok(lost) => {
                     self.lost.table += lost;
                     None
@@ -241,6 +243,11 @@ impl Error {
             }
         }
     }
+}
+
+/// Looking at all of them is not possible without knowing which they are.
+pub(crate) fn no_dns() -> CoverageState {
+    CoverageState::Unsupported { why: "no address of the DNS Service or its servers is known".into() }
 }
 
 /// The span that drops speak of.

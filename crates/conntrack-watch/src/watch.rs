@@ -16,7 +16,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::config::Config;
 use crate::drops::{Drops, Record};
-use crate::node::{Lost, Node, WatchedNode, span};
+use crate::node::{Lost, Node, WatchedNode, no_dns, span};
 
 /// Drops come in bursts: so long a burst is gathered into one report.
 const GATHER: Duration = Duration::from_millis(20);
@@ -117,7 +117,11 @@ impl Watcher {
             }
             node.lost.drops += lost;
             let looked = CoverageState::Looked { lost: node.lost.drops };
-            let state = self.drops.as_ref().err().cloned().unwrap_or(looked);
+            let state = match &self.drops {
+                Ok(drops) if drops.knows_dns() => looked,
+                Ok(_) => no_dns(),
+                Err(state) => state.clone(),
+            };
             coverage.push(node.coverage(Observer::Drops, state));
             let now = BootTime::now();
             let report = Report {

@@ -175,6 +175,38 @@ async fn a_drop_in_a_pods_own_namespace_is_told_by_its_place() {
 }
 
 #[tokio::test]
+async fn tcp_is_told_like_udp_and_a_retransmission_stays_in_its_namespace() {
+    let lab = Lab::new();
+    let (drops, _conntrack, node) = helper(&lab).await;
+    let pod = lab.open("a").inode();
+    lab.node(&["iptables", "-w", "-A", "FORWARD", "-p", "tcp", "--dport", "5353", "-j", "DROP"]);
+    lab.run("b", &["iptables", "-w", "-A", "OUTPUT", "-p", "tcp", "--dport", "53", "-j", "DROP"]);
+    let threads = ["a", "b"].map(|pod| {
+        let namespace = lab.open(pod);
+        let connect = || std::net::TcpStream::connect_timeout(&address(SERVICE), Duration::from_millis(1500));
+        thread::spawn(move || namespace.run_blocking(connect).unwrap().is_err())
+    });
+    // Each SYN is sent again after a second.
+    let routed = records(&drops, node, 2).await;
+    let refused = lab.open("b").inode();
+    until("both of the pod's own", async || {
+        (total(&drops, refused, DropClass::Rule) == (2, 2)).then_some(())
+    })
+    .await;
+    for record in routed {
+        assert_eq!((record.class, record.protocol), (DropClass::Rule, Protocol::Tcp));
+        assert_eq!(record.packet.destination, address(SERVER));
+        assert_eq!(record.original.unwrap().destination, address(SERVICE));
+        assert_eq!(record.question, None);
+    }
+    assert_eq!(drops.owner(refused), Some(node), "a pod's namespace hangs on its node's");
+    assert_eq!(total(&drops, pod, DropClass::Rule), (0, 0));
+    for thread in threads {
+        assert!(thread.join().unwrap());
+    }
+}
+
+#[tokio::test]
 async fn drops_that_are_not_dns_are_counted_but_not_as_dns() {
     let lab = Lab::new();
     let (drops, _conntrack, node) = helper(&lab).await;

@@ -124,6 +124,11 @@ impl Drops {
         }
     }
 
+    /// Whether it knows any DNS address. If not, no packet is DNS to it.
+    pub fn knows_dns(&self) -> bool {
+        !self.known.is_empty()
+    }
+
     /// Waits until there are records. May be given up at any time.
     pub async fn readable(&self) {
         // An error means that the runtime is ending.
