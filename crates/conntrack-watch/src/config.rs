@@ -17,16 +17,16 @@ pub struct Config {
     pub drops: bool,
     /// How often counters and totals are read and reported.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub interval: Duration,
     /// How often the table is read while something may be wrong: endpoints changed, a DNS packet was dropped, an entry leads
     /// to no endpoint.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub dump_interval: Duration,
     /// How often the table is read while nothing is wrong.
     #[serde(with = "humantime_serde")]
-    #[schemars(with = "String")]
+    #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub quiet_dump_interval: Duration,
 }
 

@@ -45,7 +45,7 @@ pub struct Found {
     pub rows: Vec<Mapping>,
     /// How many of the rows are of the first kind.
     pub astray: usize,
-    /// Rows of the first kind that the cap left out.
+    /// Rows of the first kind, in use, that the cap left out.
     pub untold: u64,
 }
 
@@ -108,8 +108,15 @@ impl DumpReader<'_> {
         }
         let rows = if leads_astray { &mut self.astray } else { &mut self.unreplied };
         if rows.len() >= REPORTED {
-            self.untold += u64::from(leads_astray);
-            return;
+            // Idle leftovers harm nobody: they make room for one that is in use.
+            let in_use = leads_astray && renewed.is_some();
+            match rows.iter().position(|row| row.renewed.is_none()) {
+                Some(idle) if in_use => drop(rows.swap_remove(idle)),
+                Some(_) | None => {
+                    self.untold += u64::from(in_use);
+                    return;
+                }
+            }
         }
         rows.push(Mapping {
             node: self.node.to_owned(),
@@ -211,12 +218,27 @@ mod tests {
     }
 
     #[test]
-    fn the_cap_counts_only_rows_that_lead_astray() {
-        let entries: Vec<_> = (0..300).map(|port| entry(port, "10.244.1.20:5353", 9, false)).collect();
-        let found = dump(&mut Mappings::default(), 1, &entries);
-        assert_eq!((found.rows.len(), found.untold), (REPORTED, 0));
-        let entries: Vec<_> = (0..300).map(|port| entry(port, "10.244.2.20:5353", 9, false)).collect();
-        let found = dump(&mut Mappings::default(), 1, &entries);
+    fn the_cap_counts_only_rows_in_use_that_lead_astray() {
+        let rows = |backend: &str, expires| -> Vec<Entry> {
+            (0..300).map(|port| entry(port, backend, expires, true)).collect()
+        };
+        let found = dump(&mut Mappings::default(), 1, &rows("10.244.2.20:5353", 9));
+        assert_eq!((found.rows.len(), found.untold), (REPORTED, 0), "idle ones are a sample");
+        let mut mappings = Mappings::default();
+        dump(&mut mappings, 1, &rows("10.244.2.20:5353", 9));
+        let found = dump(&mut mappings, 3, &rows("10.244.2.20:5353", 29));
         assert_eq!((found.rows.len(), found.untold), (REPORTED, 44));
+    }
+
+    #[test]
+    fn a_row_in_use_takes_the_place_of_an_idle_one() {
+        let mut entries: Vec<_> = (0..300).map(|port| entry(port, "10.244.2.20:5353", 20, true)).collect();
+        let mut mappings = Mappings::default();
+        dump(&mut mappings, 1, &entries);
+        entries.iter_mut().for_each(|entry| entry.expires_secs = 18);
+        entries[299].expires_secs = 120;
+        let found = dump(&mut mappings, 3, &entries);
+        assert_eq!((found.rows.len(), found.untold), (REPORTED, 0));
+        assert!(found.rows.iter().any(|row| row.original.source.port() == 299 && row.renewed.is_some()));
     }
 }

@@ -110,7 +110,7 @@ impl Correlator {
         self.attribute(&mut changes);
         self.close(&mut changes);
         self.refresh(&mut changes);
-        changes
+        without_passing(changes)
     }
 
     /// The incidents that are open, the gravest first.
@@ -470,6 +470,8 @@ impl Correlator {
         let graver: Vec<(&'static str, Severity)> = self
             .open
             .iter()
+            // What ends badly after the fault is over makes nobody's night worse than it was.
+            .filter(|(_, open)| now.since(open.last_symptom) < GRAVER_WITHIN)
             .map(|(id, open)| (*id, self.severity(open)))
             .filter(|(id, severity)| self.open.get(id).is_some_and(|open| *severity > open.incident.severity))
             .collect();
@@ -502,9 +504,10 @@ impl Correlator {
         let enough = all >= usize::try_from(self.config.critical_lookups).unwrap_or(usize::MAX);
         #[expect(clippy::cast_precision_loss, reason = "counts of lookups in 30 s are far below 2^52")]
         let percent = if all == 0 { 0.0 } else { 100.0 * failed as f64 / all as f64 };
-        let whole_node = open.by_node.iter().any(|(node, (count, since))| {
-            *count >= u64::from(self.config.critical_lookups) && !self.view.answered_since(node, *since)
-        });
+        let whole_node = open
+            .by_node
+            .iter()
+            .any(|(node, (count, since))| *count >= WHOLE_NODE && !self.view.answered_since(node, *since));
         if (enough && percent >= self.config.critical_percent) || whole_node {
             Severity::Critical
         } else {
@@ -542,6 +545,36 @@ fn symptom_line(symptom: &Symptom, view: &View) -> String {
     }
 }
 
+/// Incidents that came and went on within one turn (a scope or severity that grew) were never seen by anyone.
+fn without_passing(changes: Vec<Change>) -> Vec<Change> {
+    let closed: Vec<String> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Closed(incident) => Some(incident.id.clone()),
+            Change::Opened(_) | Change::Updated(_) => None,
+        })
+        .collect();
+    let opened: Vec<String> = changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Opened(incident) => Some(incident.id.clone()),
+            Change::Closed(_) | Change::Updated(_) => None,
+        })
+        .collect();
+    let passing = |incident: &Incident| closed.contains(&incident.id) && opened.contains(&incident.id);
+    changes
+        .into_iter()
+        .filter(|change| match change {
+            Change::Opened(incident) | Change::Updated(incident) | Change::Closed(incident) => {
+                !passing(incident)
+            }
+        })
+        .collect()
+}
+
+/// Lookups of one node by the Service, none of them answered: the node fails wholly.
+const WHOLE_NODE: u64 = 5;
+const GRAVER_WITHIN: Duration = Duration::from_secs(5);
 /// A symptom's proof may come late; after that it stays what it is.
 const REJUDGED_FOR: Duration = Duration::from_secs(10);
 const MOST_SYMPTOMS: usize = 8192;

@@ -149,13 +149,13 @@ impl Scope {
         }
     }
 
-    /// The scope in words, for a heading.
+    /// The scope in words, for a heading: "on node-a, client default/app".
     pub fn words(&self) -> String {
-        let parts: Vec<String> = [("node", &self.node), ("server", &self.server), ("client", &self.client)]
+        let parts: Vec<String> = [("on", &self.node), ("server", &self.server), ("client", &self.client)]
             .into_iter()
             .filter_map(|(what, value)| value.as_ref().map(|value| format!("{what} {value}")))
             .collect();
-        if parts.is_empty() { "the whole cluster".into() } else { parts.join(", ") }
+        if parts.is_empty() { "in the whole cluster".into() } else { parts.join(", ") }
     }
 }
 
@@ -234,6 +234,7 @@ mod tests {
         let b = Scope { node: Some("b".into()), server: Some("s".into()), client: None };
         assert_eq!(a.union(&b), Scope { node: None, server: Some("s".into()), client: None });
         assert_eq!(a.union(&a), a);
-        assert_eq!(Scope::default().words(), "the whole cluster");
+        assert_eq!(a.words(), "on a, server s");
+        assert_eq!(Scope::default().words(), "in the whole cluster");
     }
 }

@@ -172,7 +172,7 @@ impl Open {
             .map(|(cause, symptoms)| Explained {
                 cause: (*cause).into(),
                 symptoms: *symptoms,
-                why: format!("each of these {symptoms} is joined to this incident's own evidence"),
+                why: "each is joined to this incident's own evidence".into(),
             })
             .collect();
         let since = self.incident.since.minus(Duration::from_secs(2));
@@ -206,14 +206,14 @@ fn summary(suffers: &Suffers) -> String {
     let mut parts = Vec::new();
     if suffers.dropped_packets > 0 {
         parts.push(format!(
-            "{} DNS packets dropped: a musl client waits 2.5 s for each, a glibc client 5 s",
-            suffers.dropped_packets
+            "{} dropped: a musl client waits 2.5 s for each, a glibc client 5 s",
+            counted(suffers.dropped_packets, "DNS packet")
         ));
     }
     if suffers.mappings > 0 {
         parts.push(format!(
-            "{} connections of clients lead nowhere: none of their queries is answered",
-            suffers.mappings
+            "{} in use leads nowhere: no query is answered",
+            counted(suffers.mappings, "client socket")
         ));
     }
     if suffers.troubled_lookups > 0 {
@@ -221,9 +221,13 @@ fn summary(suffers: &Suffers) -> String {
             (0, 0) => "still waiting".to_owned(),
             (failed, late) => format!("{failed} ended without an answer, {late} late"),
         };
-        parts.push(format!("{} probe lookups in trouble ({fates})", suffers.troubled_lookups));
+        parts.push(format!("{} in trouble ({fates})", counted(suffers.troubled_lookups, "probe lookup")));
     }
     parts.join("; ")
+}
+
+fn counted(number: u64, noun: &str) -> String {
+    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
 }
 
 const MOST_SAMPLES: usize = 16;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Bound;
 use std::time::Duration;
 
 use evidence::{
@@ -31,15 +32,17 @@ pub(crate) struct Covered {
     pub lost_at: Option<WallTime>,
 }
 
-/// What is known of one server from asking it directly.
+/// What is known of one server address from asking it directly, by time of asking.
 #[derive(Debug, Clone, Default)]
 struct DirectRecord {
-    /// Start of the youngest lookup that was answered, by name kind.
-    answered: BTreeMap<bool, WallTime>,
-    /// Silent lookups that no drop explains, by name kind: (lookup, sent).
-    silent: VecDeque<(u64, bool, WallTime)>,
-    /// Forwarded lookups answered with a server's error.
-    errors: VecDeque<WallTime>,
+    /// Cluster names answered within a second, or the moment of a late answer.
+    answered: BTreeSet<WallTime>,
+    /// Cluster names unanswered for a second that no drop explains: the lookup and when it was sent.
+    silent: BTreeSet<(WallTime, u64)>,
+    /// Forwarded names answered.
+    forwarded: BTreeSet<WallTime>,
+    /// Forwarded names unanswered, or answered with a server's error.
+    forwarded_failed: BTreeSet<(WallTime, u64)>,
 }
 
 /// Counters and totals as they stood when an incident began.
@@ -89,8 +92,10 @@ impl View {
         self.departed.retain(|_, at| *at >= self.now.minus(DEPARTED_KEPT));
         trim(&mut self.empty, MOST_READINGS, |(_, end)| end.is_none_or(|end| end >= horizon));
         for record in self.direct.values_mut() {
-            trim(&mut record.silent, MOST_READINGS, |(_, _, at)| *at >= horizon);
-            trim(&mut record.errors, MOST_READINGS, |at| *at >= horizon);
+            record.answered.retain(|at| *at >= horizon);
+            record.silent.retain(|(at, _)| *at >= horizon);
+            record.forwarded.retain(|at| *at >= horizon);
+            record.forwarded_failed.retain(|(at, _)| *at >= horizon);
         }
         self.direct.retain(|server, _| self.inventory.endpoints.iter().any(|e| e.address == *server));
     }
@@ -127,15 +132,15 @@ impl View {
             return;
         }
         let record = self.direct.entry(lookup.server).or_default();
-        match lookup.failure {
-            Failure::Silent | Failure::Unreachable => {
-                let forwarded = lookup.name_kind == NameKind::Forwarded;
-                if !record.silent.iter().any(|(id, _, _)| *id == lookup.id.0) {
-                    record.silent.push_back((lookup.id.0, forwarded, at));
-                }
+        let failed = match (lookup.failure, lookup.name_kind) {
+            (Failure::SendRefused(_), _) | (Failure::Rcode(_), NameKind::Cluster) => return,
+            (Failure::Silent | Failure::Unreachable, NameKind::Cluster) => &mut record.silent,
+            (Failure::Silent | Failure::Unreachable | Failure::Rcode(_), NameKind::Forwarded) => {
+                &mut record.forwarded_failed
             }
-            Failure::Rcode(_) => record.errors.push_back(at),
-            Failure::SendRefused(_) => {}
+        };
+        if failed.len() < MOST_READINGS {
+            failed.insert((at, lookup.id.0));
         }
     }
 
@@ -143,9 +148,17 @@ impl View {
     pub fn learn_ended(&mut self, ended: Ended) {
         if ended.lookup.role == ServerRole::Direct && ended.lookup.outcome.is_answer() {
             let record = self.direct.entry(ended.lookup.server).or_default();
-            let forwarded = ended.lookup.name_kind == NameKind::Forwarded;
-            let answered = record.answered.entry(forwarded).or_default();
-            *answered = (*answered).max(ended.started);
+            // A late answer shows that the server answers now, not that it did when it was asked.
+            let quick = ended.ended.since(ended.started) < Duration::from_secs(1);
+            let at = if quick { ended.started } else { ended.ended };
+            let answered = match ended.lookup.name_kind {
+                NameKind::Cluster => &mut record.answered,
+                NameKind::Forwarded => &mut record.forwarded,
+            };
+            if answered.len() >= MOST_READINGS {
+                answered.pop_first();
+            }
+            answered.insert(at);
         }
         self.ended.push_back(ended);
     }
@@ -153,7 +166,8 @@ impl View {
     /// A drop explains that lookup's silence: the server is not to blame for it.
     pub fn absolve(&mut self, lookup: &TroubledLookup) {
         if let Some(record) = self.direct.get_mut(&lookup.server) {
-            record.silent.retain(|(id, _, _)| *id != lookup.id.0);
+            record.silent.retain(|(_, id)| *id != lookup.id.0);
+            record.forwarded_failed.retain(|(_, id)| *id != lookup.id.0);
         }
     }
 
@@ -162,36 +176,51 @@ impl View {
         self.inventory.endpoints.iter().filter(|e| e.serving).map(|e| e.address).collect()
     }
 
-    /// Servers that leave direct queries for cluster names unanswered while no drop explains it: asked twice
-    /// or more since their last answer.
-    pub fn silent_servers(&self) -> Vec<SocketAddr> {
-        let serving = self.serving();
-        self.direct
-            .iter()
-            .filter(|(server, record)| {
-                let answered = record.answered.get(&false).copied().unwrap_or_default();
-                let asked = record.silent.iter().filter(|(_, forwarded, at)| !forwarded && *at > answered);
-                serving.contains(server) && asked.count() >= 2
+    /// Servers (pods) that serve, each with its addresses, IPv4 first.
+    pub fn servers(&self) -> BTreeMap<&str, Vec<SocketAddr>> {
+        let mut servers: BTreeMap<&str, Vec<SocketAddr>> = BTreeMap::new();
+        for endpoint in self.inventory.endpoints.iter().filter(|e| e.serving) {
+            servers.entry(&endpoint.name).or_default().push(endpoint.address);
+        }
+        servers.values_mut().for_each(|addresses| addresses.sort());
+        servers
+    }
+
+    /// Servers that left direct queries for cluster names unanswered at that time, while no drop explains it: two
+    /// or more since the answer before and until the answer after, if there was one. A server is named by its
+    /// first address, or by the one that is silent while its others answer.
+    pub fn silent_servers(&self, at: WallTime) -> Vec<SocketAddr> {
+        self.servers()
+            .into_values()
+            .filter_map(|addresses| {
+                let records = addresses.iter().filter_map(|a| Some((*a, self.direct.get(a)?)));
+                let (silent, others): (Vec<_>, Vec<_>) =
+                    records.partition(|(_, record)| record.silence(at).is_some());
+                let since = silent.iter().filter_map(|(_, record)| record.silence(at)).min()?;
+                let others_answer = others.iter().any(|(_, r)| r.answered.range(since..).next().is_some());
+                if others_answer {
+                    silent.first().map(|(address, _)| *address)
+                } else {
+                    addresses.first().copied()
+                }
             })
-            .map(|(server, _)| *server)
             .collect()
     }
 
-    /// Servers that answer cluster names, and fail or keep silent on forwarded ones asked meanwhile.
-    pub fn servers_with_failing_upstream(&self) -> Vec<SocketAddr> {
+    /// Whether this address is of a server that was silent at that time.
+    pub fn was_silent(&self, server: &SocketAddr, at: WallTime) -> bool {
+        let silent = self.silent_servers(at);
+        let name = |address: &SocketAddr| {
+            self.inventory.endpoints.iter().find(|e| e.address == *address).map(|e| e.name.as_str())
+        };
+        silent.contains(server) || silent.iter().any(|s| name(s).is_some() && name(s) == name(server))
+    }
+
+    /// Servers that answered cluster names around that time, and failed or kept silent on forwarded ones.
+    pub fn servers_with_failing_upstream(&self, at: WallTime) -> Vec<SocketAddr> {
         self.direct
             .iter()
-            .filter(|(_, record)| {
-                let cluster = record.answered.get(&false).copied().unwrap_or_default();
-                let forwarded = record.answered.get(&true).copied().unwrap_or_default();
-                let failed = record
-                    .silent
-                    .iter()
-                    .filter(|(_, forwarded, _)| *forwarded)
-                    .map(|(_, _, at)| *at)
-                    .chain(record.errors.iter().copied());
-                failed.filter(|at| *at > forwarded && *at < cluster).count() >= 1
-            })
+            .filter(|(_, record)| record.upstream_failed(at))
             .map(|(server, _)| *server)
             .collect()
     }
@@ -325,6 +354,12 @@ impl View {
         }
     }
 
+    /// The pod that a server's address belongs to, or the address.
+    pub fn pod_of_server(&self, server: &SocketAddr) -> String {
+        let endpoint = self.inventory.endpoints.iter().find(|e| e.address == *server);
+        endpoint.map_or_else(|| server.to_string(), |endpoint| endpoint.name.clone())
+    }
+
     /// The name of a client: its pod where known, with the address.
     pub fn client_name(&self, client: IpAddr) -> String {
         match self.inventory.pods.iter().find(|pod| pod.addresses.contains(&client)) {
@@ -426,6 +461,37 @@ impl View {
     }
 }
 
+impl DirectRecord {
+    /// The first of the unanswered queries around that time, if there are two or more between two answers.
+    fn silence(&self, at: WallTime) -> Option<WallTime> {
+        let mut silent = between(&self.answered, &self.silent, at);
+        let first = silent.next()?;
+        silent.next().map(|_| first)
+    }
+
+    /// Forwarded names failed around that time, between two that were answered, while cluster names were
+    /// answered right after and not silent right before.
+    fn upstream_failed(&self, at: WallTime) -> bool {
+        between(&self.forwarded, &self.forwarded_failed, at).any(|failed| {
+            let after = (Bound::Excluded(failed), Bound::Included(failed.plus(ASKED_AGAIN)));
+            let well = self.answered.range(after).next();
+            well.is_some_and(|well| self.silent.range((failed.minus(NEAR), 0)..(*well, 0)).next().is_none())
+        })
+    }
+}
+
+/// Failures around a time: those after the answer before it and before the answer after it.
+fn between(
+    answered: &BTreeSet<WallTime>,
+    failed: &BTreeSet<(WallTime, u64)>,
+    at: WallTime,
+) -> impl Iterator<Item = WallTime> {
+    let before = answered.range(..=at).next_back().copied().unwrap_or_default();
+    let after = answered.range((Bound::Excluded(at), Bound::Unbounded)).next().copied();
+    let after = after.unwrap_or(WallTime(i64::MAX));
+    failed.range((before, u64::MAX)..(after, 0)).map(|(at, _)| *at)
+}
+
 /// "14:03:09.213", in UTC.
 pub fn time_of_day(at: WallTime) -> String {
     jiff::Timestamp::from_nanosecond(i128::from(at.0))
@@ -451,6 +517,9 @@ const WINDOW: Duration = Duration::from_secs(60);
 const DEPARTED_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Observers speak every 5 s at least; three missed turns are silence.
 pub(crate) const STALE_COVERAGE: Duration = Duration::from_secs(15);
+/// A calm vantage asks a server for a cluster name every 4 s.
+const ASKED_AGAIN: Duration = Duration::from_secs(10);
+const NEAR: Duration = Duration::from_secs(2);
 const MOST_DROPS: usize = 8192;
 const MOST_LOOKUPS: usize = 8192;
 const MOST_READINGS: usize = 256;

@@ -79,8 +79,18 @@ fn tell(case: &Case, view: &View) -> Telling {
         None => ("", CAUSE.mend),
     };
     let mut proof = Vec::new();
-    if let Some(reply) = sample.and_then(|dropped| dropped.reply) {
-        proof.push(format!("the reply tuple it wanted was taken: {reply}"));
+    if let Some((dropped, reply)) = sample.and_then(|dropped| Some((dropped, dropped.reply?))) {
+        // conntrack-watch fetches the entry that holds the tuple and tells it as a mapping.
+        let holder = view.mappings.values().map(|(_, mapping)| mapping).find(|mapping| {
+            mapping.backend == reply.source
+                && mapping.original.source.port() == reply.destination.port()
+                && Some(mapping.original) != dropped.original
+        });
+        let held = holder.map_or("taken".to_owned(), |mapping| {
+            let pod = view.client_name(mapping.original.source.ip());
+            format!("held by {}, of {pod}", mapping.original.source)
+        });
+        proof.push(format!("the reply tuple it wanted, {reply}, was {held}"));
     }
     if let Some(node) = &case.scope.node {
         let (all, dns) = view.total_rise(Some(node), DropClass::InsertRace, case.base);

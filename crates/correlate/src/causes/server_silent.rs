@@ -27,10 +27,9 @@ pub(super) static CAUSE: Cause = Cause {
             .is_some_and(|lookup| lookup.role == ServerRole::Direct && lookup.failure == Failure::Silent)
     },
     absent: |view| {
-        let serving = view.serving().len();
-        (view.silent_servers().is_empty() && serving > 0 && view.any_direct_answer()).then(|| {
-            format!("all {serving} servers answer direct queries, or their packets were dropped on the way")
-        })
+        let servers = view.servers().len();
+        (view.silent_servers(view.now).is_empty() && servers > 0 && view.any_direct_answer())
+            .then(|| format!("all {servers} servers answer direct queries that reach them"))
     },
     tell,
 };
@@ -42,13 +41,13 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     {
         return None;
     }
-    let silent = view.silent_servers();
+    let silent = view.silent_servers(symptom.at);
     let server: Option<SocketAddr> = match lookup.role {
         ServerRole::Direct => Some(lookup.server),
         ServerRole::Service => view.mapping_of(&lookup.queries).map(|mapping| mapping.backend),
     };
     let to_blame = match server {
-        Some(server) => silent.contains(&server),
+        Some(server) => view.was_silent(&server, symptom.at),
         // Which server it was is not known: one that is silent now is the likely one.
         None => !silent.is_empty(),
     };
@@ -67,8 +66,9 @@ fn one_of(silent: &[SocketAddr]) -> Option<String> {
 }
 
 fn tell(case: &Case, view: &View) -> Telling {
-    let silent = view.silent_servers();
-    let serving = view.serving().len();
+    // As of the last symptom: after recovery the verdict still says who it was.
+    let silent = view.silent_servers(case.symptoms.last().map_or(view.now, |symptom| symptom.at));
+    let serving = view.servers().len();
     let names: Vec<String> = match (&case.scope.server, silent.is_empty()) {
         (Some(server), true) => vec![server.clone()],
         (_, _) => silent.iter().map(|server| view.server_name(server)).collect(),
@@ -150,6 +150,6 @@ mod tests {
         assert!(judge(&symptom, &view).is_none());
         let Kind::Lookup(lookup) = &symptom.kind else { panic!() };
         view.absolve(lookup);
-        assert!(view.silent_servers().is_empty());
+        assert!(view.silent_servers(view.now.plus(Duration::from_secs(1))).is_empty());
     }
 }

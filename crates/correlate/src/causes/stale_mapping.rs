@@ -70,10 +70,10 @@ fn tell(case: &Case, view: &View) -> Telling {
     let mut proof = Vec::new();
     let mut mend = CAUSE.mend.to_owned();
     if let Some(Kind::Mapping(mapping)) = case.symptoms.last().map(|symptom| &symptom.kind) {
-        let serving = view.serving().len();
         proof.push(format!(
-            "the entry on {} was renewed since: it expires in {} s unless the client sends again; {} of {serving} serving endpoints are that address",
-            mapping.node, mapping.expires_secs, 0
+            "its entry on {} is renewed by each packet it sends, so it never expires while the client goes on; {} others serve",
+            mapping.node,
+            view.servers().len()
         ));
         mend = format!(
             "on {}: conntrack -D -p {} --orig-src {} --orig-dst {} --sport {} --dport {}   then see why kube-proxy left the entry (does it run? from 1.32 on it cleans again by itself)",

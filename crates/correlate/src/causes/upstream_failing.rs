@@ -1,5 +1,7 @@
 //! CoreDNS answers for the cluster, and fails on what it forwards.
 
+use std::collections::BTreeSet;
+
 use evidence::{NameKind, Observer, ServerRole};
 
 use super::{Case, Cause, Judgement, Telling, lookup_line};
@@ -21,7 +23,7 @@ pub(super) static CAUSE: Cause = Cause {
     judge,
     looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.name_kind == NameKind::Forwarded),
     absent: |view| {
-        (view.servers_with_failing_upstream().is_empty() && view.any_forwarded_answer())
+        (view.servers_with_failing_upstream(view.now).is_empty() && view.any_forwarded_answer())
             .then(|| "forwarded names are answered, or fail as cluster names do".into())
     },
     tell,
@@ -31,10 +33,12 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     let lookup = symptom.lookup().filter(|lookup| lookup.name_kind == NameKind::Forwarded)?;
     let failed = match lookup.failure {
         Failure::Rcode(rcode) => rcode == SERVFAIL || rcode == REFUSED,
-        Failure::Silent => view.drop_of(&lookup.queries).is_none() && view.silent_servers().is_empty(),
+        Failure::Silent => {
+            view.drop_of(&lookup.queries).is_none() && view.silent_servers(symptom.at).is_empty()
+        }
         Failure::Unreachable | Failure::SendRefused(_) => false,
     };
-    let failing = view.servers_with_failing_upstream();
+    let failing = view.servers_with_failing_upstream(symptom.at);
     let known = match lookup.role {
         ServerRole::Direct => failing.contains(&lookup.server),
         ServerRole::Service => !failing.is_empty(),
@@ -46,30 +50,34 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     })
 }
 
-fn tell(_case: &Case, view: &View) -> Telling {
-    let failing = view.servers_with_failing_upstream();
-    let names: Vec<String> = failing.iter().map(|server| view.server_name(server)).collect();
+fn tell(case: &Case, view: &View) -> Telling {
+    let at = case.symptoms.last().map_or(view.now, |symptom| symptom.at);
+    let failing = view.servers_with_failing_upstream(at);
+    let names: BTreeSet<String> = failing.iter().map(|server| view.pod_of_server(server)).collect();
+    let names: Vec<String> = names.into_iter().collect();
     let mut proof = Vec::new();
     if !names.is_empty() {
         proof.push(format!("answer cluster names and fail on forwarded ones: {}", names.join(", ")));
     }
     let mut upstreams = Vec::new();
+    let mut told = BTreeSet::new();
     for readings in view.samples.values() {
         let (Some((_, first)), Some((_, last))) = (readings.front(), readings.back()) else { continue };
+        let pod = view.pod_of_server(&last.server);
+        // A pod of two addresses gives the same page on both.
+        if !told.insert(pod.clone()) {
+            continue;
+        }
         for upstream in &last.upstreams {
             let before = first.upstreams.iter().find(|u| u.address == upstream.address);
-            let failures = |rcode: &str| {
-                let then = before.and_then(|u| u.responses.get(rcode)).copied().unwrap_or(0);
-                upstream.responses.get(rcode).copied().unwrap_or(0).saturating_sub(then)
-            };
-            let servfail = failures("SERVFAIL");
+            let then = before.and_then(|u| u.responses.get("SERVFAIL")).copied().unwrap_or(0);
+            let servfail = upstream.responses.get("SERVFAIL").copied().unwrap_or(0).saturating_sub(then);
             let checks =
                 upstream.healthcheck_failures.saturating_sub(before.map_or(0, |u| u.healthcheck_failures));
             if servfail + checks > 0 {
                 upstreams.push(upstream.address.clone());
                 proof.push(format!(
-                    "{} counts for its upstream {}: SERVFAIL +{servfail}, failed health checks +{checks}, in the last minute",
-                    view.server_name(&last.server),
+                    "{pod} counts for its upstream {}: SERVFAIL +{servfail}, failed health checks +{checks}, in the last minute",
                     upstream.address
                 ));
             }
@@ -111,7 +119,10 @@ mod tests {
         assert!(judge(&symptom, &view).is_none(), "nothing says that the server is well");
         view.learn_ended(answered(symptom.at.plus(Duration::from_millis(200)), NameKind::Cluster));
         assert_eq!(judge(&symptom, &view).unwrap().confidence, Confidence::Likely);
-        view.learn_ended(answered(symptom.at.plus(Duration::from_millis(300)), NameKind::Forwarded));
+        let again = symptom.at.plus(Duration::from_millis(300));
+        view.learn_ended(answered(again, NameKind::Forwarded));
+        assert!(judge(&symptom, &view).is_some(), "it was failing when the symptom came");
+        symptom.at = again.plus(Duration::from_secs(1));
         assert!(judge(&symptom, &view).is_none(), "forwarded names are answered again");
     }
 }
