@@ -18,14 +18,13 @@ use crate::account;
 use crate::config::Config;
 use crate::http::{Answer, Ask, Connection, Error, Limits};
 
-/// Reads every server of the inventory at each interval until `out` is closed. `node` is the name that reports
-/// carry, `namespace` where the connections are made.
+/// Reads every server of the inventory at each interval until `out` is closed. `namespace` is where the
+/// connections are made; reports carry this machine's name.
 ///
 /// One report tells of all servers that answered within a quarter of a second; a slower one, or one that ran
 /// into the time-out, is told in a report of its own, and asked again at the next interval.
 pub async fn run(
     config: Config,
-    node: String,
     namespace: Namespace,
     inventory: watch::Receiver<Arc<Inventory>>,
     out: mpsc::Sender<Report>,
@@ -33,7 +32,7 @@ pub async fn run(
     // A zero interval would make tokio panic.
     let mut ticks = interval(config.interval.max(Duration::from_millis(10)));
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut round = Round::new(config, node, namespace);
+    let mut round = Round::new(config, this_machine(), namespace);
     loop {
         let report = tokio::select! {
             () = out.closed() => return,
@@ -192,6 +191,11 @@ fn unanswered(error: &Error) -> CoverageState {
         }
         Error::Namespace(_) => CoverageState::Denied { missing: error.to_string() },
     }
+}
+
+/// By the kernel, never by asking DNS.
+fn this_machine() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// A page of a large CoreDNS with many zones is some 200 kB.

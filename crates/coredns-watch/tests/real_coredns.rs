@@ -126,7 +126,7 @@ async fn a_real_coredns_tells_its_requests_and_its_failing_upstream() {
     };
     let (_keep, servers) = watch::channel(inventory(&[server]));
     let (out, mut reports) = mpsc::channel(8);
-    tokio::spawn(coredns_watch::run(config, "n".into(), Namespace::current().unwrap(), servers, out));
+    tokio::spawn(coredns_watch::run(config, Namespace::current().unwrap(), servers, out));
 
     // Until it listens, readings are refused: one lost each, and nothing that looks like a sample.
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -181,7 +181,7 @@ async fn a_stopped_server_is_told_as_lost_and_delays_no_other() {
     };
     let (_keep, inventory) = watch::channel(inventory(&servers));
     let (out, mut reports) = mpsc::channel(8);
-    tokio::spawn(coredns_watch::run(config, "n".into(), Namespace::current().unwrap(), inventory, out));
+    tokio::spawn(coredns_watch::run(config, Namespace::current().unwrap(), inventory, out));
     let both = async { while samples(&next(&mut reports).await).len() < 2 {} };
     timeout(Duration::from_secs(10), both).await.expect("both servers answer");
 
@@ -217,7 +217,7 @@ async fn a_page_that_is_not_coredns_is_unsupported_and_says_why() {
     let config = Config { metrics_port, ..Config::default() };
     let (_keep, inventory) = watch::channel(inventory(&[server]));
     let (out, mut reports) = mpsc::channel(8);
-    tokio::spawn(coredns_watch::run(config, "n".into(), Namespace::current().unwrap(), inventory, out));
+    tokio::spawn(coredns_watch::run(config, Namespace::current().unwrap(), inventory, out));
     let report = next(&mut reports).await;
     assert_eq!(samples(&report), Vec::<&ServerSample>::new());
     assert!(
@@ -231,7 +231,7 @@ async fn the_watch_ends_when_nobody_listens() {
     let (_keep, inventory) = watch::channel(inventory(&[]));
     let (out, mut reports) = mpsc::channel(8);
     let here = Namespace::current().unwrap();
-    let task = tokio::spawn(coredns_watch::run(Config::default(), "n".into(), here, inventory, out));
+    let task = tokio::spawn(coredns_watch::run(Config::default(), here, inventory, out));
     assert!(matches!(next(&mut reports).await.coverage[0].state, CoverageState::Unsupported { .. }));
     drop(reports);
     timeout(Duration::from_secs(1), task).await.unwrap().unwrap();
