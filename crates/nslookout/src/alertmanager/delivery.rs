@@ -1,0 +1,145 @@
+//! When is one Alertmanager told, and what if it doesn't answer?
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use coredns_watch::http::{Answer, Ask, Connection, Error, Limits};
+use evidence::WallTime;
+use hyper::Method;
+use netns::Namespace;
+use rand::RngExt;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::board::Board;
+use super::letter::{Letter, Told};
+use super::{AlertmanagersConfig, Target};
+use crate::metrics::{Metrics, SendResult};
+
+/// One Alertmanager's task.
+#[derive(Debug)]
+pub struct Delivery {
+    /// Opened before it is needed (the watchdog is pushed at the start) and kept: a full conntrack table lets no
+    /// new one through.
+    connection: Connection,
+    path: String,
+    interval: Duration,
+    board: watch::Receiver<Arc<Board>>,
+    told: Told,
+    metrics: Metrics,
+    failing: bool,
+}
+
+impl Delivery {
+    /// A task to be run; it connects from this process' own network namespace.
+    pub fn new(
+        config: &AlertmanagersConfig,
+        target: Target,
+        board: watch::Receiver<Arc<Board>>,
+        metrics: Metrics,
+    ) -> Result<Self, netns::Error> {
+        let limits = Limits { timeout: config.timeout, body_bytes: MAX_ANSWER_BYTES };
+        Ok(Self {
+            connection: Connection::new(Namespace::current()?, target.address, limits),
+            path: format!("{}/api/v2/alerts", target.prefix),
+            interval: config.interval,
+            board,
+            told: Told::default(),
+            metrics,
+            failing: false,
+        })
+    }
+
+    /// Pushes until the board has gone.
+    pub async fn run(mut self) {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let board = self.board.borrow_and_update().clone();
+            let begin = Instant::now();
+            let goes_on = if self.push(&board).await {
+                backoff = FIRST_BACKOFF;
+                self.rest(&board, begin).await
+            } else {
+                // Many correlators that lost one Alertmanager don't all come back in the same moment.
+                let jitter = rand::rng().random_range(0.5..1.0);
+                let wait = sleep(backoff.mul_f64(jitter));
+                backoff = (backoff * 2).min(MAX_BACKOFF);
+                wait.await;
+                self.board.has_changed().is_ok()
+            };
+            if !goes_on {
+                return;
+            }
+        }
+    }
+
+    /// True if it was accepted.
+    async fn push(&mut self, board: &Board) -> bool {
+        let letter = Letter::write(board, &self.told, WallTime::now(), self.interval * 4);
+        let ask = Ask {
+            method: Method::POST,
+            path: &self.path,
+            accept: "application/json",
+            body: Some((letter.json.clone().into(), "application/json")),
+        };
+        let outcome = self.connection.ask(&ask).await;
+        let result = match &outcome {
+            Ok(answer) if (200..300).contains(&answer.status) => SendResult::Accepted,
+            Ok(_) => SendResult::Refused,
+            Err(_) => SendResult::Failed,
+        };
+        self.metrics.count_send(&self.connection.address().to_string(), result);
+        self.log(&outcome, result);
+        let accepted = result == SendResult::Accepted;
+        if accepted {
+            self.told.accept(letter, board);
+        }
+        accepted
+    }
+
+    /// Waits for the next thing to say: an alert that begins or ends at once, other figures a little later, all
+    /// of it again after the interval. False once nobody sets alerts any more.
+    async fn rest(&mut self, told: &Board, begin: Instant) -> bool {
+        let mut due = begin + self.interval;
+        loop {
+            tokio::select! {
+                () = sleep_until(due) => return true,
+                changed = self.board.changed() => {
+                    if changed.is_err() {
+                        return false;
+                    }
+                    if self.board.borrow_and_update().turns() != told.turns() {
+                        return true;
+                    }
+                    due = due.min(begin + FIGURES_EVERY.min(self.interval));
+                }
+            }
+        }
+    }
+
+    /// Once when it begins to fail and once when it is over, not at each attempt.
+    fn log(&mut self, outcome: &Result<Answer, Error>, result: SendResult) {
+        let address = self.connection.address();
+        let fails = result != SendResult::Accepted;
+        match outcome {
+            Ok(_) if !fails && self.failing => tracing::info!("Alertmanager {address} takes alerts again"),
+            Ok(answer) if fails && !self.failing => {
+                let text = String::from_utf8_lossy(&answer.body);
+                let text: String = text.chars().take(200).collect();
+                tracing::warn!("Alertmanager {address} refuses alerts with status {}: {text}", answer.status);
+            }
+            Err(error) if !self.failing => tracing::warn!("alerts are kept: {error}"),
+            Ok(_) | Err(_) => {}
+        }
+        self.failing = fails;
+    }
+}
+
+/// Changed annotations are worth no push at each of five turns a second.
+const FIGURES_EVERY: Duration = Duration::from_secs(2);
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// An Alertmanager that is back knows all within this time.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
