@@ -31,6 +31,7 @@ setup: ## installs what is missing of Debian's packages (nothing that starts a s
 	    $(SUDO) apt-get update -q; \
 	    DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends --no-remove $$missing; \
 	fi
+	@apt-cache show prometheus-alertmanager >/dev/null 2>&1 || $(SUDO) apt-get update -q
 	@command -v cargo >/dev/null || { echo "Rust is missing: https://rustup.rs"; exit 1; }
 	@command -v go >/dev/null || { echo "Go is missing (1.24 or newer; it builds CoreDNS for the lab)"; exit 1; }
 	@echo "setup: every package is there"

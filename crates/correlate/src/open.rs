@@ -190,7 +190,9 @@ impl Open {
                     .filter(|cause| cause.id != self.cause.id && cause.reads.contains(&observer))
                     .map(|cause| cause.id.to_owned())
                     .collect();
-                view.gaps(observer, since).into_iter().map(move |(place, why)| NotSeen {
+                // What hides no cause is no gap of this verdict.
+                let gaps = if hides.is_empty() { Vec::new() } else { view.gaps(observer, since) };
+                gaps.into_iter().map(move |(place, why)| NotSeen {
                     observer,
                     place,
                     why,

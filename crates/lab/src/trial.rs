@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::alertmanager::{Alert, http_get};
-use crate::faults::{Active, Fault};
+use crate::faults::{Active, Fault, Scope};
 use crate::process::ProcessId;
 use crate::site::Pod;
 use crate::{Error, Site};
@@ -237,19 +237,28 @@ impl Judgement {
         }
         let at = |key: &str| incident.scope.get(key).and_then(Value::as_str);
         match fault.expected.scope {
-            crate::faults::Scope::Node | crate::faults::Scope::Pod => {
+            Scope::Node | Scope::Pod => {
                 if at("node") != active.node.as_deref() {
                     wrong.push(format!("the node should be {:?}: {}", active.node, incident.scope));
                 }
             }
-            crate::faults::Scope::Servers | crate::faults::Scope::Cluster => {}
+            Scope::Servers | Scope::Cluster => {}
         }
-        if let [server] = active.server_addresses.as_slice()
-            && at("server") != Some(server.to_string().as_str())
-        {
-            wrong.push(format!("the server should be {server}: {}", incident.scope));
+        if let [server] = active.server_addresses.as_slice() {
+            let server = server.to_string();
+            // An upstream stands behind all servers: it is named in the proof, not in the scope.
+            let named = match fault.expected.scope {
+                Scope::Cluster => incident.proof.iter().any(|line| line.contains(&server)),
+                Scope::Node | Scope::Pod | Scope::Servers => at("server") == Some(server.as_str()),
+            };
+            if !named {
+                wrong.push(format!(
+                    "the server {server} should be named: {} {:#?}",
+                    incident.scope, incident.proof
+                ));
+            }
         }
-        if let (crate::faults::Scope::Pod, Some(pod)) = (fault.expected.scope, &active.pod)
+        if let (Scope::Pod, Some(pod)) = (fault.expected.scope, &active.pod)
             && at("client").is_none_or(|client| !client.ends_with(pod.as_str()))
         {
             wrong.push(format!("the client should be {pod}: {}", incident.scope));

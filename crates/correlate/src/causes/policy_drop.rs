@@ -41,8 +41,12 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
                 "dropped by a rule in the pod's own namespace".into(),
             ),
         };
+        // A packet that dies on a node on its way to the Service's own address may be kube-proxy's REJECT, and the
+        // news that nothing serves may still be on its way.
+        let perhaps_rejected = matches!(dropped.place, Place::Node(_))
+            && view.inventory.service.addresses.contains(&dropped.packet.destination);
         return Some(Judgement {
-            confidence: Confidence::Certain,
+            confidence: if perhaps_rejected { Confidence::Likely } else { Confidence::Certain },
             scope: Some(scope),
             line: drop_line(symptom.at, &place, dropped),
         });
@@ -108,6 +112,16 @@ mod tests {
         let judgement = judge(&drop_symptom("node-a", DropClass::Rule), &inventory_view()).unwrap();
         let scope = judgement.scope.unwrap();
         assert_eq!((scope.node.as_deref(), scope.client), (Some("node-a"), None));
+    }
+
+    #[test]
+    fn a_packet_that_dies_undelivered_to_the_service_address_waits_for_the_inventory() {
+        let mut symptom = drop_symptom("node-a", DropClass::Rule);
+        assert_eq!(judge(&symptom, &inventory_view()).unwrap().confidence, Confidence::Likely);
+        if let Kind::Drop(dropped) = &mut symptom.kind {
+            dropped.packet.destination = "10.244.1.2:53".parse().unwrap();
+        }
+        assert_eq!(judge(&symptom, &inventory_view()).unwrap().confidence, Confidence::Certain);
     }
 
     #[test]

@@ -1,0 +1,14 @@
+//! nslookout as a library: configuration, wiring, delivery. The binary is a thin command line on it.
+
+pub mod alertmanager;
+pub mod alerts;
+pub mod check;
+pub mod config;
+pub mod explain;
+pub mod http;
+mod http_client;
+pub mod inventory;
+pub mod metrics;
+pub mod pipeline;
+pub mod run;
+pub mod status;

@@ -1,0 +1,160 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use nslookout::{check, config::Config, explain, run, status::Status};
+use tokio::task::LocalSet;
+
+/// Tells whether a cluster's DNS works, and if not, who suffers, why, and what mends it.
+///
+/// Exit code: 0 healthy, 1 unhealthy, 2 could not look, 64 bad usage or configuration.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    /// How results are printed.
+    #[arg(long, global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// For programs: one object, schema nslookout/1.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// One shot: does DNS work here, as musl and as glibc see it? And if not, why?
+    ///
+    /// Example: nslookout check --server 10.96.0.10
+    Check {
+        /// Name server to ask instead of those in resolv.conf: an address, port 53 unless given. May be repeated.
+        #[arg(long, value_parser = check::server)]
+        server: Vec<SocketAddr>,
+        /// A name to look up that the server forwards or knows.
+        #[arg(long, default_value = "example.com")]
+        name: String,
+        /// The longest it may take, in seconds. A healthy DNS is told sooner.
+        #[arg(long, default_value_t = 12)]
+        seconds: u64,
+    },
+    /// Everything in one process: probes, conntrack, drops, CoreDNS's metrics, verdicts, alerts.
+    ///
+    /// Example: nslookout run --config config/nslookout.yaml
+    Run {
+        /// The configuration; without it the defaults.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// The state of DNS as a running nslookout sees it.
+    ///
+    /// Example: nslookout status --api 127.0.0.1:9853
+    Status {
+        /// Address and port of its API.
+        #[arg(long, default_value_t = nslookout::config::DEFAULT_LISTEN)]
+        api: SocketAddr,
+    },
+    /// What a cause means, what proves it, what mends it. Without a cause: the list.
+    ///
+    /// Example: nslookout explain insert-race
+    Explain {
+        /// The cause's id.
+        cause: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = !error.use_stderr();
+            drop(error.print());
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(USAGE) };
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("NSLOOKOUT_LOG").unwrap_or_else(|_| "info".into()),
+        )
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    runtime.block_on(LocalSet::new().run_until(dispatch(cli)))
+}
+
+async fn dispatch(cli: Cli) -> ExitCode {
+    match cli.command {
+        Command::Check { server, name, seconds } => {
+            match check::check(&server, &name, Duration::from_secs(seconds)).await {
+                Ok(status) => print_status(&status, cli.output),
+                Err(error) => fail(&error),
+            }
+        }
+        Command::Run { config } => {
+            let config = match config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path)) {
+                Ok(config) => config,
+                Err(mistakes) => {
+                    eprintln!("nslookout: {mistakes}");
+                    return ExitCode::from(USAGE);
+                }
+            };
+            match run::run(config).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&format!("{error:#}")),
+            }
+        }
+        Command::Status { api } => match run::ask_status(api).await {
+            Ok(status) => print_status(&status, cli.output),
+            Err(error) => fail(&format!("{error:#}")),
+        },
+        Command::Explain { cause: None } => {
+            print!("{}", explain::list());
+            ExitCode::SUCCESS
+        }
+        Command::Explain { cause: Some(id) } => match (correlate::cause(&id), cli.output) {
+            (Some(cause), Output::Table) => {
+                print!("{}", explain::page(cause));
+                ExitCode::SUCCESS
+            }
+            (Some(cause), Output::Json) => {
+                println!("{:#}", explain::json(cause));
+                ExitCode::SUCCESS
+            }
+            (None, _) => {
+                eprintln!("nslookout: no cause is called {id:?}; these are:\n{}", explain::list());
+                ExitCode::from(USAGE)
+            }
+        },
+    }
+}
+
+fn print_status(status: &Status, output: Output) -> ExitCode {
+    match output {
+        Output::Table => print!("{}", status.verdict()),
+        Output::Json => match serde_json::to_string_pretty(status) {
+            Ok(json) => println!("{json}"),
+            Err(error) => return fail(&error),
+        },
+    }
+    ExitCode::from(status.exit_code())
+}
+
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("nslookout: {error}");
+    ExitCode::from(COULD_NOT_LOOK)
+}
+
+const COULD_NOT_LOOK: u8 = 2;
+const USAGE: u8 = 64;

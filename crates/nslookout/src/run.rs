@@ -1,0 +1,89 @@
+//! `nslookout run`: everything in one process, until Ctrl-C or SIGTERM.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use correlate::{Change, Incident};
+use evidence::WallTime;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+
+use crate::alerts::Alerts;
+use crate::config::{Alerting, Config};
+use crate::metrics::Metrics;
+use crate::pipeline::{Pipeline, REPORTS, Step};
+use crate::status::Status;
+use crate::{alertmanager, http, inventory};
+
+/// Runs until a signal. Only what makes the whole pointless is an error: a metrics address that is taken.
+pub async fn run(config: Config) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be caught")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be caught")?;
+    let metrics = Metrics::new().context("the metrics registry")?;
+    let (status_out, status) = watch::channel(String::from("{}"));
+    let server = http::bind(config.metrics.listen)
+        .await
+        .with_context(|| format!("metrics.listen: {} can't be listened on", config.metrics.listen))?;
+    tokio::task::spawn_local(http::serve(server, metrics.clone(), status));
+    let pusher = match config.alerting {
+        Alerting::Push => Some(alertmanager::start(&config.alertmanagers, &config.cluster.name, &metrics)),
+        Alerting::Prometheus => None,
+    };
+    let (out, reports) = mpsc::channel(REPORTS);
+    let inventory = inventory::watch(&config.cluster, out.clone());
+    let mut pipeline = Pipeline::start(&config, inventory, out, reports);
+    let mut alerts = Alerts::new(config.cluster.name.clone());
+    tracing::info!("looking; metrics and status on http://{}", config.metrics.listen);
+    loop {
+        let step = tokio::select! {
+            step = pipeline.step() => step,
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        };
+        match step {
+            Step::Batch(batch) => metrics.record(&batch),
+            Step::Changes(changes) => {
+                changes.iter().for_each(log);
+                let correlator = pipeline.correlator();
+                let now = alerts.update(&changes, &correlator.blind(), WallTime::now());
+                if let Some(pusher) = &pusher {
+                    pusher.set(now);
+                }
+                metrics.set_incidents(&correlator.incidents());
+                metrics.set_symptoms(correlator.counts());
+                let json = serde_json::to_string(&pipeline.status()).unwrap_or_default();
+                status_out.send_replace(json);
+            }
+        }
+    }
+    // SIGTERM resolves nothing: alerts end by themselves if nobody takes over.
+    tracing::info!("ended by a signal");
+    Ok(())
+}
+
+/// Asks a running nslookout for its status.
+pub async fn ask_status(api: SocketAddr) -> Result<Status> {
+    let body = crate::http_client::get(api, "/api/v1/status", Duration::from_secs(3))
+        .await
+        .with_context(|| format!("no nslookout answers on {api}: does `nslookout run` run there?"))?;
+    serde_json::from_slice(&body).with_context(|| format!("what answers on {api} is no nslookout"))
+}
+
+fn log(change: &Change) {
+    let words = |incident: &Incident| {
+        format!(
+            "{} ({}) {}: {}; {}",
+            incident.cause,
+            incident.confidence.as_str(),
+            incident.scope.words(),
+            incident.title,
+            incident.suffers.summary
+        )
+    };
+    match change {
+        Change::Opened(incident) => tracing::warn!("opened {}", words(incident)),
+        Change::Updated(incident) => tracing::debug!("updated {}", words(incident)),
+        Change::Closed(incident) => tracing::warn!("closed {}", words(incident)),
+    }
+}

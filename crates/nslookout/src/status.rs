@@ -1,0 +1,217 @@
+//! The one JSON that check, status and the API speak, and how people read it.
+
+use correlate::{Incident, Severity};
+use evidence::{Coverage, CoverageState, Observer, WallTime};
+use serde::{Deserialize, Serialize};
+
+/// Whether DNS works.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Lookups were made and answered, and nothing speaks against it.
+    Healthy,
+    /// At least one incident that somebody suffers from.
+    Unhealthy,
+    /// Nobody could look.
+    Unknown,
+}
+
+/// What one profile last got.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProfileStatus {
+    /// The profile, as "musl".
+    pub name: String,
+    /// Where from.
+    pub vantage: String,
+    /// What was asked.
+    pub lookup: String,
+    /// The outcome in the libc's words.
+    pub outcome: String,
+    /// How long the application waited, in milliseconds.
+    pub wait_ms: f64,
+}
+
+/// The state of DNS at one moment.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// "nslookout/1".
+    pub schema: String,
+    /// The verdict.
+    pub state: State,
+    /// When it was made, RFC 3339.
+    pub at: String,
+    /// Open incidents, the gravest first.
+    pub incidents: Vec<Incident>,
+    /// The last lookup of each profile and vantage.
+    pub profiles: Vec<ProfileStatus>,
+    /// Who looked where, and how well.
+    pub coverage: Vec<Coverage>,
+    /// Symptoms by cause since the start.
+    pub symptoms: Vec<SymptomCount>,
+}
+
+/// Symptoms of one cause since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SymptomCount {
+    /// The cause's id.
+    pub cause: String,
+    /// "certain", "likely" or "unexplained".
+    pub confidence: String,
+    /// How many.
+    pub count: u64,
+}
+
+/// The name and version of the JSON.
+pub const SCHEMA: &str = "nslookout/1";
+
+impl Status {
+    /// The state that incidents and coverage make.
+    pub fn state_of(incidents: &[Incident], coverage: &[Coverage], lookups: usize) -> State {
+        if incidents.iter().any(|incident| incident.severity > Severity::Info) {
+            return State::Unhealthy;
+        }
+        let probed = coverage
+            .iter()
+            .any(|c| c.observer == Observer::Prober && matches!(c.state, CoverageState::Looked { .. }));
+        if probed && lookups > 0 { State::Healthy } else { State::Unknown }
+    }
+
+    /// The exit code that says the same: 0 healthy, 1 unhealthy, 2 could not look.
+    pub fn exit_code(&self) -> u8 {
+        match self.state {
+            State::Healthy => 0,
+            State::Unhealthy => 1,
+            State::Unknown => 2,
+        }
+    }
+
+    /// The verdict as someone reads it who was just woken.
+    pub fn verdict(&self) -> String {
+        let mut out = String::new();
+        match self.state {
+            State::Healthy => out.push_str("HEALTHY  every lookup was answered\n"),
+            State::Unknown => out.push_str("COULD NOT LOOK  no lookup could be made\n"),
+            State::Unhealthy => {}
+        }
+        for incident in &self.incidents {
+            out.push_str(&verdict(incident));
+        }
+        if !self.profiles.is_empty() {
+            out.push('\n');
+            out.push_str(&self.profile_table());
+        }
+        let gaps = self.gaps();
+        if !gaps.is_empty() {
+            out.push_str("\n  could not be looked at\n");
+            for gap in gaps {
+                out.push_str(&format!("    {gap}\n"));
+            }
+        }
+        out
+    }
+
+    fn profile_table(&self) -> String {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        table.set_header(["  profile", "from", "lookup", "outcome", "waited"]);
+        for profile in &self.profiles {
+            table.add_row([
+                format!("  {}", profile.name),
+                profile.vantage.clone(),
+                profile.lookup.clone(),
+                profile.outcome.clone(),
+                wait_words(profile.wait_ms),
+            ]);
+        }
+        format!("{table}\n")
+    }
+
+    /// What could not be looked at, with the causes that it hides.
+    fn gaps(&self) -> Vec<String> {
+        self.coverage
+            .iter()
+            .filter_map(|coverage| {
+                let why = match &coverage.state {
+                    CoverageState::Looked { .. } => return None,
+                    CoverageState::Denied { missing } => missing,
+                    CoverageState::Unsupported { why } => why,
+                };
+                let hidden: Vec<&str> = correlate::causes()
+                    .iter()
+                    .filter(|cause| cause.reads.contains(&coverage.observer))
+                    .map(|cause| cause.id)
+                    .collect();
+                let hidden =
+                    if hidden.is_empty() { String::new() } else { format!("; hides {}", hidden.join(", ")) };
+                Some(format!("{} on {}: {why}{hidden}", coverage.observer.as_str(), coverage.place))
+            })
+            .collect()
+    }
+}
+
+/// One incident, as DESIGN and people want it: cause, who suffers, proof, ruled out, not seen, mend.
+pub fn verdict(incident: &Incident) -> String {
+    let mut out = format!(
+        "UNHEALTHY  since {}  {}  [{}]\n\n",
+        clock(incident.since),
+        incident.scope.words(),
+        incident.severity.as_str()
+    );
+    let mut row = |label: &str, lines: &[String]| {
+        for (i, line) in lines.iter().enumerate() {
+            out.push_str(&format!("  {:<11}{line}\n", if i == 0 { label } else { "" }));
+        }
+    };
+    row("cause", &[format!("{}: {} ({})", incident.cause, incident.title, incident.confidence.as_str())]);
+    let mut suffers = vec![incident.suffers.summary.clone()];
+    if !incident.suffers.clients.is_empty() {
+        let more = match incident.suffers.more_clients {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        suffers.push(format!("clients seen: {}{more}", incident.suffers.clients.join(", ")));
+    }
+    row("suffers", &suffers);
+    row("proof", &incident.proof);
+    let ruled_out: Vec<String> =
+        incident.ruled_out.iter().map(|r| format!("{}: {}", r.cause, r.why)).collect();
+    row("ruled out", &ruled_out);
+    let explained: Vec<String> =
+        incident.explained.iter().map(|e| format!("{} ({})", e.cause, e.symptoms)).collect();
+    if !explained.is_empty() {
+        row(
+            "explains",
+            &[format!(
+                "signs that alone would look like {}: each is joined to the proof above",
+                explained.join(", ")
+            )],
+        );
+    }
+    let not_seen: Vec<String> = incident
+        .not_seen
+        .iter()
+        .map(|n| {
+            format!(
+                "{} on {} ({}): can't rule out {}",
+                n.observer.as_str(),
+                n.place,
+                n.why,
+                n.hides.join(", ")
+            )
+        })
+        .collect();
+    row("not seen", &not_seen);
+    row("mend", &[incident.mend.clone(), format!("→ nslookout explain {}", incident.cause)]);
+    out
+}
+
+fn clock(at: WallTime) -> String {
+    format!("{} UTC", correlate::time_of_day(at).split('.').next().unwrap_or_default())
+}
+
+fn wait_words(ms: f64) -> String {
+    if ms >= 1000.0 { format!("{:.1} s", ms / 1000.0) } else { format!("{ms:.1} ms") }
+}
