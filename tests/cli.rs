@@ -1,5 +1,12 @@
 //! The command line as users meet it: bad configuration, `check` in sickness and in health, without root.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "helpers of tests: a panic is how a test fails"
+)]
+
 use std::fs;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};

@@ -9,8 +9,10 @@ use evidence::{Attempt, AttemptResult, KernelDrop, LookupId, Mapping, NameKind, 
 pub(crate) enum Failure {
     /// A query unanswered for a second.
     Silent,
-    /// ICMP said unreachable.
-    Unreachable,
+    /// Nobody listens there: ICMP port unreachable.
+    Refused,
+    /// The way there is missing: no route, no neighbour.
+    Unreachable(i32),
     /// The kernel refused to send.
     SendRefused(i32),
     /// The server answered with an error.
@@ -67,7 +69,8 @@ impl Failure {
             AttemptResult::Answered { rcode: 0 | 3, .. } => None,
             AttemptResult::Answered { rcode, .. } => Some(Self::Rcode(*rcode)),
             AttemptResult::Unanswered { .. } => Some(Self::Silent),
-            AttemptResult::Unreachable { .. } => Some(Self::Unreachable),
+            AttemptResult::Unreachable { errno: ECONNREFUSED } => Some(Self::Refused),
+            AttemptResult::Unreachable { errno } => Some(Self::Unreachable(*errno)),
             AttemptResult::SendRefused { errno } => Some(Self::SendRefused(*errno)),
         }
     }
@@ -76,7 +79,10 @@ impl Failure {
     pub fn words(self) -> String {
         match self {
             Self::Silent => "unanswered for 1 s".into(),
-            Self::Unreachable => "refused by ICMP unreachable".into(),
+            Self::Refused => "refused: nobody listens there (ICMP port unreachable)".into(),
+            Self::Unreachable(ENETUNREACH) => "not sent: there is no route".into(),
+            Self::Unreachable(EHOSTUNREACH) => "not delivered: the host can't be reached".into(),
+            Self::Unreachable(errno) => format!("not delivered (errno {errno})"),
             Self::SendRefused(errno) => format!("refused by the kernel on sending (errno {errno})"),
             Self::Rcode(2) => "answered SERVFAIL".into(),
             Self::Rcode(5) => "answered REFUSED".into(),
@@ -102,3 +108,7 @@ impl Symptom {
         }
     }
 }
+
+const ENETUNREACH: i32 = 101;
+const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;

@@ -20,7 +20,11 @@ pub(crate) fn inventory(serving: &[&str]) -> Inventory {
         serving: true,
     };
     Inventory {
-        service: DnsService { name: "kube-dns".into(), addresses: vec!["10.96.0.10:53".parse().unwrap()] },
+        service: DnsService {
+            name: "kube-dns".into(),
+            addresses: vec!["10.96.0.10:53".parse().unwrap()],
+            is_virtual: true,
+        },
         endpoints: serving.iter().map(endpoint).collect(),
         pods: vec![Pod {
             name: "default/app".into(),

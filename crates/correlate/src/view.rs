@@ -133,9 +133,10 @@ impl View {
         }
         let record = self.direct.entry(lookup.server).or_default();
         let failed = match (lookup.failure, lookup.name_kind) {
-            (Failure::SendRefused(_), _) | (Failure::Rcode(_), NameKind::Cluster) => return,
-            (Failure::Silent | Failure::Unreachable, NameKind::Cluster) => &mut record.silent,
-            (Failure::Silent | Failure::Unreachable | Failure::Rcode(_), NameKind::Forwarded) => {
+            (Failure::SendRefused(_) | Failure::Unreachable(_), _)
+            | (Failure::Rcode(_), NameKind::Cluster) => return,
+            (Failure::Silent | Failure::Refused, NameKind::Cluster) => &mut record.silent,
+            (Failure::Silent | Failure::Refused | Failure::Rcode(_), NameKind::Forwarded) => {
                 &mut record.forwarded_failed
             }
         };

@@ -12,6 +12,9 @@ pub struct DnsService {
     pub name: String,
     /// Its virtual addresses with the port, one for each IP family.
     pub addresses: Vec<SocketAddr>,
+    /// Whether it is a Kubernetes Service: a virtual address with endpoints behind it. Causes that need one do not
+    /// apply to a plain name server.
+    pub is_virtual: bool,
 }
 
 /// One server behind the Service.

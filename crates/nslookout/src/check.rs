@@ -40,11 +40,14 @@ pub async fn check(servers: &[SocketAddr], name: &str, longest: Duration) -> Res
         return Err(Error::NoServer);
     }
     let cluster_domain = cluster_domain(&resolv_conf.search);
-    let (config, inventory) = plan(&named, name, cluster_domain.as_deref());
+    // A server that the user names and resolv.conf does not is asked for itself, not as a Service.
+    let is_virtual =
+        cluster_domain.is_some() && named.iter().all(|server| resolv_conf.servers.contains(server));
+    let (config, inventory) = plan(&named, name, cluster_domain.as_deref(), is_virtual);
     let (out, reports) = mpsc::channel(REPORTS);
     let (_keep, inventory_watch) = watch::channel(Arc::new(inventory.clone()));
     // The channel is empty and has room: it was made a line ago.
-    drop(out.try_send(inventory_report(inventory, cluster_domain.is_some())));
+    drop(out.try_send(inventory_report(inventory)));
     let mut pipeline = Pipeline::start(&config, inventory_watch, out, reports);
     Ok(look(&mut pipeline, longest).await)
 }
@@ -65,38 +68,42 @@ fn cluster_domain(search: &[String]) -> Option<String> {
     search.iter().find_map(|domain| domain.trim_end_matches('.').strip_prefix("svc.").map(str::to_owned))
 }
 
-fn plan(servers: &[SocketAddr], name: &str, cluster_domain: Option<&str>) -> (Config, Inventory) {
+fn plan(
+    servers: &[SocketAddr],
+    name: &str,
+    cluster_domain: Option<&str>,
+    is_virtual: bool,
+) -> (Config, Inventory) {
     let mut config = Config::default();
     let absolute = |name: &str| format!("{}.", name.trim_end_matches('.'));
     config.prober.interval = Duration::from_millis(250);
-    config.prober.names.forwarded = Some(absolute(name));
-    let service = DnsService { name: "resolv.conf".into(), addresses: servers.to_vec() };
-    let endpoints = match cluster_domain {
-        // In a pod the name server is a virtual address: what is behind it can't be told from here.
+    match cluster_domain {
         Some(domain) => {
             config.prober.names.cluster = absolute(&format!("kubernetes.default.svc.{domain}"));
-            Vec::new()
+            config.prober.names.forwarded = Some(absolute(name));
         }
-        // Elsewhere it is the server itself, and both names are its own to answer.
+        // A plain name server knows no cluster: one name is as good as two.
         None => {
             config.prober.names.cluster = absolute(name);
             config.prober.names.forwarded = None;
-            let endpoint = |address: &SocketAddr| Endpoint {
-                name: address.to_string(),
-                address: *address,
-                node: None,
-                serving: true,
-            };
-            servers.iter().map(endpoint).collect()
         }
+    }
+    let endpoint = |address: &SocketAddr| Endpoint {
+        name: address.to_string(),
+        address: *address,
+        node: None,
+        serving: true,
     };
+    let service = DnsService { name: "resolv.conf".into(), addresses: servers.to_vec(), is_virtual };
+    // What is behind a virtual address can't be told from here; a plain name server is the server itself.
+    let endpoints = if is_virtual { Vec::new() } else { servers.iter().map(endpoint).collect() };
     (config, Inventory { service, endpoints, pods: Vec::new() })
 }
 
 /// A pod's resolv.conf doesn't say which servers are behind the Service: that is not "none".
-fn inventory_report(inventory: Inventory, in_pod: bool) -> Report {
+fn inventory_report(inventory: Inventory) -> Report {
     let now = BootTime::now();
-    let (state, observations) = if in_pod {
+    let (state, observations) = if inventory.service.is_virtual {
         let why = "resolv.conf names a Service; what is behind it only the API server knows".to_owned();
         (CoverageState::Unsupported { why }, Vec::new())
     } else {

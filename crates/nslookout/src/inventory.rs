@@ -150,7 +150,7 @@ impl State {
                        is not known";
             CoverageState::Unsupported { why: why.into() }
         };
-        let service = DnsService { name: name.into(), addresses: wanted.to_vec() };
+        let service = DnsService { name: name.into(), addresses: wanted.to_vec(), is_virtual: false };
         Self {
             inventory: Arc::new(Inventory { service, endpoints, pods: Vec::new() }),
             known,

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::config::{Config, NodeConfig, VantageConfig};
-use crate::status::{ProfileStatus, SCHEMA, Status, SymptomCount};
+use crate::status::{LookupCount, ProfileStatus, SCHEMA, Status, SymptomCount};
 
 /// The observers at work, and what they make of it.
 #[derive(Debug)]
@@ -143,6 +143,7 @@ impl Pipeline {
             state: Status::state_of(&incidents, &coverage, self.lookups),
             at: crate::alerts::rfc3339(WallTime::now()),
             incidents,
+            lookups: LookupCount { made: self.lookups, answered: self.answered },
             profiles: self.profiles.values().cloned().collect(),
             coverage,
             symptoms: self

@@ -1,5 +1,7 @@
 //! The one JSON that check, status and the API speak, and how people read it.
 
+use std::collections::BTreeSet;
+
 use correlate::{Incident, Severity};
 use evidence::{Coverage, CoverageState, Observer, WallTime};
 use serde::{Deserialize, Serialize};
@@ -44,12 +46,23 @@ pub struct Status {
     pub at: String,
     /// Open incidents, the gravest first.
     pub incidents: Vec<Incident>,
+    /// Lookups since the start.
+    pub lookups: LookupCount,
     /// The last lookup of each profile and vantage.
     pub profiles: Vec<ProfileStatus>,
     /// Who looked where, and how well.
     pub coverage: Vec<Coverage>,
     /// Symptoms by cause since the start.
     pub symptoms: Vec<SymptomCount>,
+}
+
+/// Lookups since the start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupCount {
+    /// That have ended.
+    pub made: usize,
+    /// Of these, with an answer (addresses, or that there are none).
+    pub answered: usize,
 }
 
 /// Symptoms of one cause since the start.
@@ -92,7 +105,12 @@ impl Status {
     pub fn verdict(&self) -> String {
         let mut out = String::new();
         match self.state {
-            State::Healthy => out.push_str("HEALTHY  every lookup was answered\n"),
+            State::Healthy => {
+                out.push_str(&format!(
+                    "HEALTHY  {} of {} lookups answered\n",
+                    self.lookups.answered, self.lookups.made
+                ));
+            }
             State::Unknown => out.push_str("COULD NOT LOOK  no lookup could be made\n"),
             State::Unhealthy => {}
         }
@@ -103,8 +121,9 @@ impl Status {
             out.push('\n');
             out.push_str(&self.profile_table());
         }
+        // A verdict names its own gaps.
         let gaps = self.gaps();
-        if !gaps.is_empty() {
+        if !gaps.is_empty() && self.incidents.is_empty() {
             out.push_str("\n  could not be looked at\n");
             for gap in gaps {
                 out.push_str(&format!("    {gap}\n"));
@@ -117,7 +136,12 @@ impl Status {
         let mut table = comfy_table::Table::new();
         table.load_style(comfy_table::presets::NOTHING);
         table.set_header(["  profile", "from", "lookup", "outcome", "waited"]);
+        let mut told = BTreeSet::new();
         for profile in &self.profiles {
+            // A plain name server is asked as resolv.conf names it and directly: that is the same lookup.
+            if !told.insert((&profile.name, &profile.vantage, &profile.lookup)) {
+                continue;
+            }
             table.add_row([
                 format!("  {}", profile.name),
                 profile.vantage.clone(),

@@ -45,7 +45,7 @@ fn inventory(service: &[SocketAddr], servers: &[SocketAddr]) -> Inventory {
     let endpoint =
         |&address: &SocketAddr| Endpoint { name: address.to_string(), address, node: None, serving: true };
     Inventory {
-        service: DnsService { name: "kube-dns".into(), addresses: service.to_vec() },
+        service: DnsService { name: "kube-dns".into(), addresses: service.to_vec(), is_virtual: true },
         endpoints: servers.iter().map(endpoint).collect(),
         pods: Vec::new(),
     }

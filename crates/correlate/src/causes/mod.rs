@@ -137,10 +137,7 @@ pub(crate) fn drop_line(at: WallTime, what: &str, dropped: &evidence::KernelDrop
 /// "14:03:09.213  musl lookup from POD to SERVER unanswered for 1 s".
 pub(crate) fn lookup_line(symptom: &Symptom, view: &View) -> String {
     let Some(lookup) = symptom.lookup() else { return String::new() };
-    let asked = match lookup.name_kind {
-        evidence::NameKind::Cluster => "a cluster name",
-        evidence::NameKind::Forwarded => "a forwarded name",
-    };
+    let asked = lookup.queries.first().map_or("?", |query| query.name.as_str());
     format!(
         "{}  {} lookup of {asked} from {} to {} was {}",
         time_of_day(symptom.at),

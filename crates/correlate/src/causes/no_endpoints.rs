@@ -19,10 +19,11 @@ pub(super) static CAUSE: Cause = Cause {
     reads: &[Observer::Inventory],
     drops: None,
     judge,
-    looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.failure == Failure::Unreachable),
+    looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.failure == Failure::Refused),
     absent: |view| {
-        let serving = view.serving().len();
-        (view.inventory_known && serving > 0).then(|| format!("{serving} endpoints serve"))
+        let servers = view.servers().len();
+        (view.inventory.service.is_virtual && servers > 0)
+            .then(|| format!("{servers} servers are behind the Service"))
     },
     tell,
 };
@@ -77,7 +78,7 @@ mod tests {
     #[test]
     fn a_lookup_while_nothing_serves_is_certain() {
         let mut view = inventory_view();
-        let symptom = lookup_symptom(Failure::Unreachable);
+        let symptom = lookup_symptom(Failure::Refused);
         assert!(judge(&symptom, &view).is_none(), "endpoints serve");
         view.learn_inventory(view.now, inventory(&[]));
         assert_eq!(judge(&symptom, &view).unwrap().confidence, Confidence::Certain);

@@ -36,7 +36,7 @@ pub(super) static CAUSE: Cause = Cause {
 
 fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     let lookup = symptom.lookup()?;
-    if !matches!(lookup.failure, Failure::Silent | Failure::Unreachable)
+    if !matches!(lookup.failure, Failure::Silent | Failure::Refused)
         || view.drop_of(&lookup.queries).is_some()
     {
         return None;
@@ -98,14 +98,22 @@ fn tell(case: &Case, view: &View) -> Telling {
             None => continue,
         });
     }
-    let pods = if names.is_empty() { "the silent pods".into() } else { names.join(", ") };
-    Telling {
-        title: format!("DNS servers silent, {} of {serving}", names.len().max(1)),
-        proof,
-        mend: format!(
-            "restart {pods} (kubectl -n kube-system delete pod ...); before that keep its log and look at its CPU limit"
-        ),
-    }
+    let refused =
+        case.symptoms.iter().filter_map(Symptom::lookup).all(|lookup| lookup.failure == Failure::Refused);
+    let who = if names.is_empty() { "the silent servers".into() } else { names.join(", ") };
+    let mend = if view.inventory.service.is_virtual {
+        format!(
+            "restart {who} (kubectl -n kube-system delete pod ...); before that keep its log and look at its CPU limit"
+        )
+    } else if refused {
+        format!("start the DNS server on {who}, or name another one in resolv.conf: nobody listens there")
+    } else {
+        format!(
+            "see whether {who} is up and can be reached (its host, its route, its firewall); else name another server in resolv.conf"
+        )
+    };
+    let what = if refused { "DNS servers refuse" } else { "DNS servers silent" };
+    Telling { title: format!("{what}, {} of {serving}", names.len().max(1)), proof, mend }
 }
 
 #[cfg(test)]

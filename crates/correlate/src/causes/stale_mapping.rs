@@ -28,7 +28,8 @@ pub(super) static CAUSE: Cause = Cause {
             .mappings
             .values()
             .any(|(_, mapping)| mapping.renewed.is_some() && view.departed(&mapping.backend).is_some());
-        (!stale).then(|| "every entry in use leads to a serving endpoint".into())
+        (view.inventory.service.is_virtual && !stale)
+            .then(|| "every entry in use leads to a serving endpoint".into())
     },
     tell,
 };
@@ -39,6 +40,9 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
         Kind::Lookup(lookup) if lookup.failure == Failure::Silent => view.mapping_of(&lookup.queries)?,
         Kind::Lookup(_) | Kind::Drop(_) => return None,
     };
+    if !view.inventory.service.is_virtual {
+        return None;
+    }
     // While nothing serves, kube-proxy keeps all entries: that is the missing endpoints' doing.
     if view.had_no_endpoints(symptom.at) {
         return None;

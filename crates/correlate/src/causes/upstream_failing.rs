@@ -36,7 +36,7 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
         Failure::Silent => {
             view.drop_of(&lookup.queries).is_none() && view.silent_servers(symptom.at).is_empty()
         }
-        Failure::Unreachable | Failure::SendRefused(_) => false,
+        Failure::Refused | Failure::Unreachable(_) | Failure::SendRefused(_) => false,
     };
     let failing = view.servers_with_failing_upstream(symptom.at);
     let known = match lookup.role {

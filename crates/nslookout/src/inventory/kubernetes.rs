@@ -65,7 +65,7 @@ pub fn find(list: List, wanted: &[SocketAddr]) -> Result<Found, Problem> {
         }
     }
     let addresses = service.addresses().map(|ip| SocketAddr::new(ip, port.port)).collect();
-    let service = DnsService { name: service.metadata.name.clone(), addresses };
+    let service = DnsService { name: service.metadata.name.clone(), addresses, is_virtual: true };
     Ok(Found { inventory: Inventory { service, endpoints, pods }, broken })
 }
 
