@@ -56,7 +56,11 @@ impl Watch {
 fn inventory(serving: bool) -> Inventory {
     let endpoint = |text: &str| Endpoint { name: text.into(), address: address(text), node: None, serving };
     Inventory {
-        service: DnsService { name: "kube-dns".into(), addresses: vec![address(SERVICE), address(SERVICE6)], is_virtual: true },
+        service: DnsService {
+            name: "kube-dns".into(),
+            addresses: vec![address(SERVICE), address(SERVICE6)],
+            is_virtual: true,
+        },
         endpoints: vec![endpoint(SERVER), endpoint(SERVER6)],
         pods: Vec::new(),
     }

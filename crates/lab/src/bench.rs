@@ -25,12 +25,12 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
     for round in 0..times {
         for (i, fault) in faults.iter().enumerate() {
             let seed = seed.wrapping_add(u64::from(round) * 1000 + i as u64);
-            let run = demo::one(&mut trial, fault, seed, false)?;
+            let run = demo::one(&mut trial, fault, &demo::probed(site, fault, seed), |_| ())?;
             eprintln!(
                 "{} of {times}: {} alert after {:.1} s {}",
                 round + 1,
-                run.fault,
-                run.alert.as_secs_f64(),
+                run.fault.name,
+                run.alert_after.as_secs_f64(),
                 run.wrong.join("; ")
             );
             runs.push(run);
@@ -40,8 +40,8 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
     println!("| peak resident memory, over all faults | {:.1} MiB |\n", peak / 1024.0);
     println!("| fault | cause | fault to Alertmanager, median s | worst s | right |\n|---|---|---|---|---|");
     for fault in &faults {
-        let mine: Vec<&Run> = runs.iter().filter(|run| run.fault == fault.name).collect();
-        let mut alerts: Vec<Duration> = mine.iter().map(|run| run.alert).collect();
+        let mine: Vec<&Run> = runs.iter().filter(|run| run.fault.name == fault.name).collect();
+        let mut alerts: Vec<Duration> = mine.iter().map(|run| run.alert_after).collect();
         alerts.sort_unstable();
         let median = alerts.get(alerts.len() / 2).copied().unwrap_or_default();
         let worst = alerts.last().copied().unwrap_or_default();

@@ -2,29 +2,36 @@
 
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use crate::alertmanager::Alert;
 use crate::faults::{self, Choice, Fault, Scope};
 use crate::trial::{Judgement, Trial};
-use crate::{Error, Lab, Options};
+use crate::{Error, Lab, Options, Site};
 
 /// One fault's way from injection to Alertmanager.
 #[derive(Debug, Clone)]
 pub struct Run {
     /// The fault.
-    pub fault: &'static str,
-    /// The cause that was to be named.
-    pub expected: &'static str,
-    /// What was named.
+    pub fault: &'static Fault,
+    /// What was named, with its confidence.
     pub named: String,
-    /// From the fault being complete till nslookout named it.
+    /// From the start of the injection till nslookout named it.
     pub verdict: Duration,
-    /// From the fault being complete till Alertmanager had the alert.
-    pub alert: Duration,
+    /// From the start of the injection till Alertmanager had the alert.
+    pub alert_after: Duration,
+    /// The alert as Alertmanager has it.
+    pub alert: Option<Alert>,
     /// What was wrong, if anything.
     pub wrong: Vec<String>,
     /// The verdict as a person reads it.
     pub told: String,
+    /// Dropped DNS packets in the incident's last figures.
+    pub dropped: u64,
+    /// Queries that the fault's own clients lost, by their own count.
+    pub lost: u64,
+    /// From the start of the injection till all was calm again.
+    pub span: (SystemTime, SystemTime),
 }
 
 /// Runs the faults one after the other and shows all of it. True if each verdict was right.
@@ -33,7 +40,7 @@ pub fn demo(binary: &Path, only: &[String], seed: u64) -> Result<bool, Error> {
     let start = Instant::now();
     println!("seed {seed}\nraising two nodes, seven pods, three CoreDNS, an upstream and Alertmanager ...");
     let lab = Lab::up(&Options::new("demo", seed))?;
-    let site: &crate::Site = &lab;
+    let site: &Site = &lab;
     println!(
         "  up after {:.1} s; kube-dns is {}, its servers listen on {}",
         start.elapsed().as_secs_f64(),
@@ -53,7 +60,13 @@ pub fn demo(binary: &Path, only: &[String], seed: u64) -> Result<bool, Error> {
             fault.name,
             fault.title
         );
-        runs.push(one(&mut trial, fault, seed.wrapping_add(i as u64), true)?);
+        let choice = probed(site, fault, seed.wrapping_add(i as u64));
+        let calm_from = std::cell::Cell::new(start);
+        runs.push(one(&mut trial, fault, &choice, |run| {
+            show(run);
+            calm_from.set(Instant::now());
+        })?);
+        println!("  fault out; the incident closed after {:.1} s", calm_from.get().elapsed().as_secs_f64());
     }
     println!("\n{}", "─".repeat(100));
     print_table(&runs);
@@ -63,77 +76,85 @@ pub fn demo(binary: &Path, only: &[String], seed: u64) -> Result<bool, Error> {
     Ok(runs.iter().all(|run| run.wrong.is_empty()))
 }
 
-/// Puts one fault in, waits for its verdict and its alert, takes it out, waits till all is calm again.
-pub fn one(trial: &mut Trial, fault: &'static Fault, seed: u64, show: bool) -> Result<Run, Error> {
+/// Puts one fault in, waits for its verdict and its alert, shows the run, takes the fault out, waits till all is
+/// calm again.
+pub fn one(
+    trial: &mut Trial,
+    fault: &'static Fault,
+    choice: &Choice,
+    show: impl FnOnce(&Run),
+) -> Result<Run, Error> {
     let site = trial.site;
-    let active =
-        fault.on(site, &Choice { seed, pod: victim(trial, fault, seed, show), ..Choice::default() })?;
-    let start = Instant::now();
+    let (start, from) = (Instant::now(), SystemTime::now());
+    let active = fault.on(site, choice)?;
     let named = trial.wait_for("an incident is open", LONGEST, |status| !status.incidents.is_empty());
     let verdict = start.elapsed();
-    let alert = named.is_ok().then(|| trial.wait_for_alert(fault.expected.cause, LONGEST)).transpose();
+    let alert = named.and_then(|_| trial.wait_for_alert(fault.expected.cause, LONGEST));
     let alert_after = start.elapsed();
     // A moment more, so that the figures of the verdict are those of a second and not of the first packet.
     let settled =
-        trial.wait_for("the incident stands", SETTLE, |_| start.elapsed() > alert_after + SETTLE / 2);
+        trial.wait_for("the incident stands", SETTLE * 2, |_| start.elapsed() > alert_after + SETTLE);
     let status = settled.or_else(|_| trial.status())?;
-    let judgement = Judgement::of(fault, &active, &status);
-    let told = trial.verdict()?;
-    if show {
-        println!(
-            "  injected, named after {:.1} s, with Alertmanager after {:.1} s\n",
-            verdict.as_secs_f64(),
-            alert_after.as_secs_f64()
-        );
-        let incident = told.split("\n\n  profile").next().unwrap_or(&told);
-        println!("{}", indented(incident.trim_end()));
-        match &alert {
-            Ok(Some(alert)) => {
-                let labels: Vec<String> = alert.labels.iter().map(|(k, v)| format!("{k}={v:?}")).collect();
-                println!(
-                    "\n  as Alertmanager has it, since {}:\n    {{{}}}",
-                    alert.starts_at,
-                    labels.join(", ")
-                );
-                println!("    summary: {}", alert.annotations.get("summary").map_or("", String::as_str));
-            }
-            Ok(None) | Err(_) => println!("\n  Alertmanager has no such alert"),
-        }
-        judgement.wrong.iter().for_each(|wrong| println!("  WRONG: {wrong}"));
-        drop(std::io::stdout().flush());
-    }
-    let mut wrong = judgement.wrong;
-    if let Err(error) = &alert {
-        wrong.push(error.to_string());
-    }
-    fault.off(site)?;
-    let calm_from = Instant::now();
-    trial.wait_till_calm(CALM)?;
-    if show {
-        println!("  fault out; the incident closed after {:.1} s", calm_from.elapsed().as_secs_f64());
-    }
-    Ok(Run {
-        fault: fault.name,
-        expected: fault.expected.cause,
-        named: status
-            .incidents
-            .iter()
-            .map(|incident| format!("{} ({})", incident.cause, incident.confidence))
-            .collect::<Vec<_>>()
-            .join(", "),
+    let mut wrong = Judgement::of(fault, &active, &status).wrong;
+    wrong.extend(alert.as_ref().err().map(ToString::to_string));
+    let named: Vec<String> = status
+        .incidents
+        .iter()
+        .map(|incident| format!("{} ({})", incident.cause, incident.confidence))
+        .collect();
+    let mut run = Run {
+        fault,
+        named: named.join(", "),
         verdict,
-        alert: alert_after,
+        alert_after,
+        alert: alert.ok(),
         wrong,
-        told,
-    })
+        told: trial.verdict()?,
+        dropped: 0,
+        lost: 0,
+        span: (from, from),
+    };
+    show(&run);
+    let ended = fault.off(site)?;
+    run.lost = ended.map_or(0, |active| active.truth.clients.iter().map(|client| client.lost).sum());
+    trial.wait_for("no incident is open", CALM, |status| {
+        let dropped = status.incidents.iter().filter_map(|i| i.suffers.get("droppedPackets")?.as_u64()).max();
+        run.dropped = run.dropped.max(dropped.unwrap_or_default());
+        status.incidents.is_empty()
+    })?;
+    run.span.1 = SystemTime::now();
+    Ok(run)
 }
 
-/// Where only the prober sends DNS, a fault of one pod has to befall a pod that it probes from; with the
-/// background's real lookups in every pod the seed may choose any.
-fn victim(trial: &Trial, fault: &Fault, seed: u64, quiet: bool) -> Option<String> {
-    let vantages = crate::trial::vantages(trial.site);
+/// Where only the prober sends DNS, a fault of one pod has to befall a pod that it probes from; where every pod
+/// makes lookups of its own, the seed may choose any.
+pub fn probed(site: &Site, fault: &Fault, seed: u64) -> Choice {
+    let vantages = crate::trial::vantages(site);
     let index = usize::try_from(seed).unwrap_or_default() % vantages.len().max(1);
-    (quiet && fault.expected.scope == Scope::Pod).then(|| vantages.get(index).map(|pod| pod.name.clone()))?
+    let pod = vantages.get(index).filter(|_| fault.expected.scope == Scope::Pod).map(|pod| pod.name.clone());
+    Choice { seed, pod, ..Choice::default() }
+}
+
+fn show(run: &Run) {
+    println!(
+        "  injected, named after {:.1} s, with Alertmanager after {:.1} s\n",
+        run.verdict.as_secs_f64(),
+        run.alert_after.as_secs_f64()
+    );
+    let incident = run.told.split("\n\n  profile").next().unwrap_or(&run.told);
+    println!("{}", indented(incident.trim_end()));
+    match &run.alert {
+        Some(alert) => {
+            let labels: Vec<String> = alert.labels.iter().map(|(k, v)| format!("{k}={v:?}")).collect();
+            println!("\n  as Alertmanager has it, since {}:\n    {{{}}}", alert.starts_at, labels.join(", "));
+            for name in ["summary", "suffers", "mend"] {
+                println!("    {name}: {}", alert.annotations.get(name).map_or("", String::as_str));
+            }
+        }
+        None => println!("\n  Alertmanager has no such alert"),
+    }
+    run.wrong.iter().for_each(|wrong| println!("  WRONG: {wrong}"));
+    drop(std::io::stdout().flush());
 }
 
 /// The faults of these names; none: all.
@@ -150,10 +171,10 @@ fn print_table(runs: &[Run]) {
     for run in runs {
         println!(
             "{:<18} {:<36} {:>9.1} {:>9.1}  {}",
-            run.fault,
+            run.fault.name,
             run.named,
             run.verdict.as_secs_f64(),
-            run.alert.as_secs_f64(),
+            run.alert_after.as_secs_f64(),
             if run.wrong.is_empty() {
                 "right".to_owned()
             } else {
@@ -170,5 +191,5 @@ fn indented(text: &str) -> String {
 }
 
 const LONGEST: Duration = Duration::from_secs(60);
-const SETTLE: Duration = Duration::from_secs(2);
+const SETTLE: Duration = Duration::from_secs(1);
 const CALM: Duration = Duration::from_secs(60);

@@ -167,15 +167,29 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// The sum of a metric's samples on the metrics page, over all its labels that contain `with`.
-    pub fn metric(&self, name: &str, with: &str) -> Result<f64, Error> {
-        let (status, page) = http_get(&self.site.monitor, METRICS, "/metrics")?;
-        if status != 200 {
-            let what = format!("/metrics answered {status}");
-            return Err(Error::system(what)(std::io::ErrorKind::InvalidData.into()));
-        }
-        let samples = page.lines().filter(|line| line.starts_with(name) && line.contains(with));
+    /// The sum of a metric's samples on the metrics page.
+    pub fn metric(&self, name: &str) -> Result<f64, Error> {
+        let page = self.metrics_page()?;
+        let samples = page
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
         Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
+    }
+
+    /// Whether the metrics page has such a metric.
+    pub fn has_metric(&self, name: &str) -> Result<bool, Error> {
+        Ok(self
+            .metrics_page()?
+            .lines()
+            .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))))
+    }
+
+    fn metrics_page(&self) -> Result<String, Error> {
+        let (status, page) = http_get(&self.site.monitor, METRICS, "/metrics")?;
+        if status == 200 {
+            return Ok(page);
+        }
+        Err(Error::system(format!("/metrics answered {status}"))(std::io::ErrorKind::InvalidData.into()))
     }
 
     /// Waits till no incident is open.
