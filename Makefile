@@ -10,7 +10,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export NSLOOKOUT_CACHE := $(CACHE)
 # Tests and the lab touch network namespaces: they run as root, what builds runs as the caller.
-TEST_RUNNER := CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(SUDO)"
+TEST_RUNNER := $(if $(SUDO),CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(SUDO)")
 
 # Only packages that start no service. Debian's daemons are unpacked into the cache instead, by `lab programs`.
 PACKAGES := clang conntrack dpkg gcc iproute2 iptables libc6-dev libelf-dev libzstd-dev make musl-tools nftables \
