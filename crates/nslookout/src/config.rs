@@ -1,6 +1,13 @@
 //! The one configuration tree, and how its mistakes are told: all at once, each with its path.
+//!
+//! `mistakes.rs` checks a tree against the schema and words what it finds, `sense.rs` finds values that are allowed
+//! and make no sense. serde alone would stop at the first mistake.
 
-use std::collections::BTreeSet;
+mod mistakes;
+mod near;
+mod sense;
+mod shape;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -90,6 +97,7 @@ pub enum Alerting {
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct MetricsConfig {
     /// Address and port for /metrics and /api/v1/status. Loopback by default: the page names pods.
+    #[schemars(extend("format" = shape::LISTEN))]
     pub listen: SocketAddr,
 }
 
@@ -122,65 +130,28 @@ impl Config {
 
     /// Checks a text; gives all its mistakes.
     pub fn parse(text: &str) -> Result<Self, Vec<String>> {
-        let value: Option<serde_json::Value> =
-            serde_yaml::from_str(text).map_err(|error| vec![format!("is not YAML: {error}")])?;
+        // By way of YAML's own values: these refuse a key that is there twice, where JSON's take the last one.
+        let value = serde_yaml::from_str::<serde_yaml::Value>(text)
+            .map_err(|error| vec![format!("can't be read as YAML: {error}")])?;
+        let value =
+            serde_json::to_value(value).map_err(|error| vec![format!("is no plain tree: {error}")])?;
         // An empty file, and a section without a value (all its lines commented out), mean the defaults.
-        let value = without_empty_sections(value.unwrap_or_else(|| serde_json::json!({})));
-        let mut mistakes = against_schema(&value)?;
-        if mistakes.is_empty() {
-            match serde_json::from_value::<Self>(value) {
-                Ok(config) => {
-                    mistakes = config.contradictions();
-                    if mistakes.is_empty() {
-                        return Ok(config);
-                    }
+        let value = without_empty_sections(if value.is_null() { serde_json::json!({}) } else { value });
+        let names = sense::names(&value);
+        let (mut mistakes, sound) = mistakes::against_schema(value).map_err(|error| vec![error])?;
+        mistakes.extend(names);
+        // What has a mistake is left out of `sound`, so that the rest of the file is checked too.
+        match serde_json::from_value::<Self>(sound.clone()) {
+            Ok(config) => {
+                mistakes.extend(config.nonsense());
+                if mistakes.is_empty() {
+                    return Ok(config);
                 }
-                Err(error) => mistakes.push(error.to_string()),
             }
+            Err(_) => mistakes.extend(mistakes::unread(&sound)),
         }
         Err(mistakes)
     }
-
-    /// What each value alone allows, and together is wrong.
-    fn contradictions(&self) -> Vec<String> {
-        let mut mistakes = Vec::new();
-        let mut names = BTreeSet::new();
-        for (i, node) in self.nodes.iter().enumerate() {
-            if !names.insert(node.name.as_str()) {
-                mistakes.push(format!("nodes[{i}].name: {:?} is there twice", node.name));
-            }
-        }
-        let mut vantages = BTreeSet::new();
-        for (i, vantage) in self.vantages.iter().enumerate() {
-            if !vantages.insert(vantage.name.as_str()) {
-                mistakes.push(format!("vantages[{i}].name: {:?} is there twice", vantage.name));
-            }
-            if !self.nodes.is_empty() && !names.contains(vantage.node.as_str()) {
-                mistakes.push(format!("vantages[{i}].node: {:?} is none of nodes", vantage.node));
-            }
-        }
-        mistakes.extend(self.alertmanagers.mistakes());
-        if self.alerting == Alerting::Prometheus && !self.alertmanagers.addresses.is_empty() {
-            mistakes.push(
-                "alertmanagers.addresses: with alerting: prometheus every alert would be told twice; leave it empty"
-                    .into(),
-            );
-        }
-        mistakes
-    }
-}
-
-fn against_schema(value: &serde_json::Value) -> Result<Vec<String>, Vec<String>> {
-    let schema =
-        serde_json::to_value(schemars::schema_for!(Config)).map_err(|error| vec![error.to_string()])?;
-    let validator = jsonschema::validator_for(&schema).map_err(|error| vec![error.to_string()])?;
-    let mistakes = validator.iter_errors(value).map(|error| {
-        let path = error.instance_path().to_string();
-        let path = path.trim_start_matches('/').replace('/', ".");
-        let path = if path.is_empty() { String::new() } else { format!("{path}: ") };
-        format!("{path}{error}")
-    });
-    Ok(mistakes.collect())
 }
 
 /// Sections without a value. Deeper down null is a value: `prober.names.forwarded: null` turns these probes off.
@@ -215,7 +186,9 @@ mod tests {
             "prober: {interval: fast}\ncorrelate: {likelySymptoms: many}\nnodse: []\nmetrics: {listen: 7}\nnodes: [{netns: /x}]\n",
         )
         .unwrap_err();
-        for path in ["prober.interval", "correlate.likelySymptoms", "nodse", "metrics.listen", "nodes.0"] {
+        for path in
+            ["prober.interval", "correlate.likelySymptoms", "nodse", "metrics.listen", "nodes[0].name"]
+        {
             assert!(mistakes.iter().any(|mistake| mistake.contains(path)), "{path} is not in {mistakes:#?}");
         }
     }
@@ -231,8 +204,72 @@ mod tests {
     }
 
     #[test]
+    fn mistakes_of_the_schema_and_nonsense_are_told_together() {
+        let mistakes = Config::parse(
+            "prober: {interval: fast, inFlight: 0}\nnodes: [{name: a}, {name: a}, {}]\ncorrelate: {closeAfter: 0s}\n\
+             cluster: {servers: [10.0.0.999]}\n",
+        )
+        .unwrap_err();
+        for path in [
+            "prober.interval: ",
+            "prober.inFlight: ",
+            "nodes[1].name: ",
+            "nodes[2].name: ",
+            "correlate.closeAfter: ",
+            "cluster.servers[0]: ",
+        ] {
+            assert!(
+                mistakes.iter().any(|mistake| mistake.starts_with(path)),
+                "{path} is not in {mistakes:#?}"
+            );
+        }
+        assert_eq!(mistakes.len(), 6, "{mistakes:#?}");
+    }
+
+    #[test]
+    fn a_key_that_is_there_twice_is_a_mistake() {
+        for text in ["prober: {inFlight: 7}\nprober: {inFlight: 8}\n", "prober: {inFlight: 7, inFlight: 8}\n"]
+        {
+            let mistakes = Config::parse(text).unwrap_err();
+            assert!(matches!(mistakes.as_slice(), [m] if m.contains("duplicate")), "{mistakes:#?}");
+        }
+    }
+
+    #[test]
+    fn what_only_serde_refuses_has_its_path_too() {
+        let mistakes = Config::parse("prober: {directFrom: 3.0, inFlight: 7}\n").unwrap_err();
+        assert!(
+            matches!(mistakes.as_slice(), [m] if m == "prober.directFrom: 3.0 is not a whole number"),
+            "{mistakes:#?}"
+        );
+    }
+
+    #[test]
     fn the_committed_default_file_is_the_default() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/nslookout.yaml");
-        assert_eq!(Config::load(&path).unwrap(), Config::default());
+        assert_eq!(Config::load(&default_file()).unwrap(), Config::default());
+    }
+
+    #[test]
+    fn the_committed_default_file_names_every_key() {
+        let text = std::fs::read_to_string(default_file()).unwrap();
+        let file: serde_json::Value = serde_yaml::from_str(&text).unwrap();
+        let mut missing = Vec::new();
+        not_in(&file, &serde_json::to_value(Config::default()).unwrap(), "", &mut missing);
+        assert!(missing.is_empty(), "the file lacks {missing:#?}");
+    }
+
+    fn default_file() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../config/nslookout.yaml")
+    }
+
+    /// The pointers of all of `tree` that are not null and not in `file`.
+    fn not_in(file: &serde_json::Value, tree: &serde_json::Value, at: &str, missing: &mut Vec<String>) {
+        for (key, value) in tree.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
+            let at = format!("{at}/{key}");
+            if file.pointer(&at).is_none_or(serde_json::Value::is_null) {
+                missing.push(at.clone());
+            }
+            not_in(file, value, &at, missing);
+        }
     }
 }
