@@ -14,6 +14,11 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub confirm_after: Duration,
+    /// A proven cause opens its incident so long after its first symptom. One second shows most of its scope and of
+    /// its harm, so that the first alert need not be replaced by a wider or graver one at once.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
+    pub open_after: Duration,
     /// An incident closes so long after its last symptom. Probes run five times a second meanwhile; 30 s keep
     /// a fault that comes and goes from opening a new incident each time.
     #[serde(with = "humantime_serde")]
@@ -38,6 +43,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             confirm_after: Duration::from_secs(2),
+            open_after: Duration::from_secs(1),
             close_after: Duration::from_secs(30),
             stale_after: Duration::from_secs(3),
             likely_symptoms: 3,

@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::incident::{Confidence, Incident, Scope, Severity};
 use crate::open::Open;
 use crate::symptom::{Failure, Kind, Query, Symptom, TroubledLookup};
-use crate::view::{Ended, STALE_COVERAGE, View};
+use crate::view::{Ended, View};
 
 /// Joins evidence into incidents. Feed it batches and the time.
 #[derive(Debug)]
@@ -88,13 +88,13 @@ impl Correlator {
 
     /// Takes a batch. `now` is the caller's time: when the batch became known.
     pub fn observe(&mut self, batch: &Batch, now: WallTime) {
-        self.view.now = self.view.now.max(now);
+        self.advance(now);
         let sender = (batch.node.clone(), batch.role, batch.boot_id.clone());
         if let Some(last) = self.last_sequence.insert(sender, batch.sequence) {
             self.lost_batches += batch.sequence.saturating_sub(last.saturating_add(1));
         }
         for coverage in &batch.coverage {
-            self.view.learn_coverage(now, coverage);
+            self.view.sight.learn(now, coverage);
         }
         for observation in &batch.observations {
             self.learn(&batch.node, batch.clock, observation, now);
@@ -103,11 +103,12 @@ impl Correlator {
 
     /// Looks at what has come in and says what changed. Call it a few times a second.
     pub fn tick(&mut self, now: WallTime) -> Vec<Change> {
-        self.view.now = self.view.now.max(now);
+        self.advance(now);
         self.view.forget();
         let mut changes = Vec::new();
         self.absolve_servers();
         self.attribute(&mut changes);
+        self.open_due(&mut changes);
         self.close(&mut changes);
         self.refresh(&mut changes);
         without_passing(changes)
@@ -122,30 +123,13 @@ impl Correlator {
 
     /// Who looks where, as last said.
     pub fn coverage(&self) -> Vec<Coverage> {
-        self.view.coverage.values().map(|covered| covered.coverage.clone()).collect()
+        self.view.sight.coverage(self.view.now)
     }
 
     /// Observers that used to look and no longer do.
     pub fn blind(&self) -> Vec<Blind> {
-        self.view
-            .coverage
-            .values()
-            .filter(|covered| covered.looked_once)
-            .filter_map(|covered| {
-                let silent = covered.said < self.view.now.minus(STALE_COVERAGE);
-                let why = match &covered.coverage.state {
-                    evidence::CoverageState::Looked { .. } if silent => "it fell silent".to_owned(),
-                    evidence::CoverageState::Looked { .. } => return None,
-                    evidence::CoverageState::Denied { missing } => missing.clone(),
-                    evidence::CoverageState::Unsupported { why } => why.clone(),
-                };
-                Some(Blind {
-                    observer: covered.coverage.observer,
-                    place: covered.coverage.place.clone(),
-                    why,
-                })
-            })
-            .collect()
+        let blind = self.view.sight.blind(self.view.now);
+        blind.map(|(observer, place, why)| Blind { observer, place: place.to_owned(), why }).collect()
     }
 
     /// Symptoms by cause and confidence since the start. Their sum and the waiting ones are all symptoms.
@@ -156,6 +140,26 @@ impl Correlator {
     /// Symptoms that found no room, and batches that never arrived.
     pub fn lost(&self) -> (u64, u64) {
         (self.overflowed, self.lost_batches)
+    }
+
+    /// Time goes on. Where the wall clock was set back, evidence from what is now the future is worth nothing.
+    fn advance(&mut self, now: WallTime) {
+        if now.plus(CLOCK_SLACK) < self.view.now {
+            let inventory = std::mem::take(&mut self.view.inventory);
+            let known = self.view.inventory_known;
+            self.view = View::default();
+            self.view.now = now;
+            self.symptoms.clear();
+            self.waiting.clear();
+            if known {
+                self.view.learn_inventory(now, inventory);
+            }
+            for open in self.open.values_mut() {
+                open.last_symptom = open.last_symptom.min(now);
+                open.refreshed = open.refreshed.min(now);
+            }
+        }
+        self.view.now = self.view.now.max(now);
     }
 
     fn learn(&mut self, node: &str, clock: ClockReading, observation: &Observation, now: WallTime) {
@@ -194,21 +198,11 @@ impl Correlator {
                     .push_back((at, counters.clone()));
             }
             Observation::Mapping(mapping) => {
-                let at = clock.wall_of(mapping.at);
-                self.view.mappings.insert((mapping.node.clone(), mapping.id), (at, mapping.clone()));
                 let renewed = mapping.renewed.map(|renewed| clock.wall_of(renewed));
-                let departed = self.view.departed(&mapping.backend);
-                if let (Some(renewed), Some(departed)) = (renewed, departed)
-                    && renewed >= departed.plus(self.config.stale_after)
-                {
+                let at = clock.wall_of(mapping.at);
+                if let Some(at) = self.view.learn_mapping(at, renewed, mapping, self.config.stale_after) {
                     let kind = Kind::Mapping(mapping.clone());
-                    self.push(Symptom {
-                        at: renewed,
-                        known: now,
-                        node: node.to_owned(),
-                        kind,
-                        counted: false,
-                    });
+                    self.push(Symptom { at, known: now, node: node.to_owned(), kind, counted: false });
                 }
             }
             Observation::ServerSample(sample) => {
@@ -248,7 +242,7 @@ impl Correlator {
             failure,
             queries: vec![query],
         };
-        self.view.learn_direct(at, &lookup);
+        self.view.direct.learn_trouble(at, &lookup);
         self.push(Symptom {
             at,
             known: now,
@@ -265,7 +259,7 @@ impl Correlator {
             fate.ended = Some((ended.ended, answered));
             let cause = fate.cause;
             if let Some(open) = cause.and_then(|cause| self.open.get_mut(cause)) {
-                open.count_end(ended.ended, answered);
+                open.count_end(ended.ended, answered, ended.lookup.role);
             }
         } else if !answered || ended.ended.since(ended.started) >= Duration::from_secs(1) {
             self.fates.insert(key, Fate { cause: None, ended: Some((ended.ended, answered)) });
@@ -288,7 +282,7 @@ impl Correlator {
             self.symptoms.iter().filter_map(Symptom::lookup).filter(|l| l.role == ServerRole::Direct)
         {
             if view.drop_of(&lookup.queries).is_some() {
-                view.absolve(lookup);
+                view.direct.absolve(lookup);
             }
         }
     }
@@ -307,34 +301,34 @@ impl Correlator {
                     }
                     self.take(cause, symptom, judgement, changes);
                 }
+                // Told already, counted only once no cause can come any more: a total never goes down.
                 None if age >= self.config.confirm_after + Duration::from_secs(1) && !symptom.counted => {
                     symptom.counted = true;
-                    let judgement = Judgement {
-                        confidence: Confidence::Unexplained,
-                        scope: None,
-                        line: symptom_line(&symptom, &self.view),
-                    };
-                    if let Some(unexplained) = causes::by_id("unexplained") {
-                        self.take(unexplained, symptom.clone(), judgement, changes);
-                    }
+                    self.take_unexplained(&symptom, changes);
                     self.symptoms.push_back(symptom);
                 }
                 Some(_) | None if age < REJUDGED_FOR => self.symptoms.push_back(symptom),
-                Some(_) | None => {}
+                Some(_) | None => {
+                    *self.counts.entry((UNEXPLAINED, Confidence::Unexplained)).or_default() += 1;
+                }
             }
+        }
+    }
+
+    fn take_unexplained(&mut self, symptom: &Symptom, changes: &mut Vec<Change>) {
+        let line = symptom_line(symptom, &self.view);
+        let judgement = Judgement { confidence: Confidence::Unexplained, scope: None, line };
+        if let Some(cause) = causes::by_id(UNEXPLAINED) {
+            self.take(cause, symptom.clone(), judgement, changes);
         }
     }
 
     /// A symptom counted as unexplained has found its cause after all.
     fn uncount(&mut self) {
-        let key = ("unexplained", Confidence::Unexplained);
-        if let Some(count) = self.counts.get_mut(&key) {
-            *count = count.saturating_sub(1);
-        }
-        if let Some(waiting) = self.waiting.get_mut("unexplained") {
+        if let Some(waiting) = self.waiting.get_mut(UNEXPLAINED) {
             waiting.pop_front();
         }
-        if let Some(open) = self.open.get_mut("unexplained") {
+        if let Some(open) = self.open.get_mut(UNEXPLAINED) {
             open.retracted += 1;
             open.incident.suffers.troubled_lookups = open.incident.suffers.troubled_lookups.saturating_sub(1);
         }
@@ -348,13 +342,15 @@ impl Correlator {
         judgement: Judgement,
         changes: &mut Vec<Change>,
     ) {
-        *self.counts.entry((cause.id, judgement.confidence)).or_default() += 1;
+        if judgement.confidence > Confidence::Unexplained {
+            *self.counts.entry((cause.id, judgement.confidence)).or_default() += 1;
+        }
         if let Some(lookup) = symptom.lookup() {
             self.fates.entry((lookup.vantage.clone(), lookup.id.0)).cause = Some(cause.id);
         }
         let fate = self.fate_of(&symptom);
         let Some(open) = self.open.get_mut(cause.id) else {
-            return self.wait(cause, symptom, judgement, changes);
+            return self.wait(cause, symptom, judgement);
         };
         open.fold(symptom, &judgement, fate, &self.view);
         let now = &open.incident.scope;
@@ -364,28 +360,40 @@ impl Correlator {
         }
     }
 
-    /// A symptom of a cause that has no open incident: opens one once there are enough of them.
-    fn wait(
-        &mut self,
-        cause: &'static Cause,
-        symptom: Symptom,
-        judgement: Judgement,
-        changes: &mut Vec<Change>,
-    ) {
-        let needed = match judgement.confidence {
-            Confidence::Certain => 1,
-            Confidence::Likely => self.config.likely_symptoms,
-            Confidence::Unexplained => self.config.unexplained_symptoms,
-        };
+    /// A symptom of a cause that has no open incident.
+    fn wait(&mut self, cause: &'static Cause, symptom: Symptom, judgement: Judgement) {
         let horizon = self.view.now.minus(Duration::from_secs(30));
         let waiting = self.waiting.entry(cause.id).or_default();
         waiting.retain(|(symptom, _)| symptom.known >= horizon);
+        if waiting.len() >= MOST_WAITING {
+            self.overflowed += 1;
+            return;
+        }
         waiting.push_back((symptom, judgement));
-        if waiting.len() >= usize::try_from(needed).unwrap_or(usize::MAX) {
-            let group = std::mem::take(waiting);
-            self.open_incident(cause, group, changes);
-        } else if waiting.len() > MOST_WAITING {
-            waiting.pop_front();
+    }
+
+    /// Opens the incidents whose symptoms are proven for long enough, or likely and enough.
+    fn open_due(&mut self, changes: &mut Vec<Change>) {
+        let now = self.view.now;
+        let enough = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+        let (likely, unexplained) =
+            (enough(self.config.likely_symptoms), enough(self.config.unexplained_symptoms));
+        let due = |waiting: &VecDeque<(Symptom, Judgement)>| {
+            let first =
+                |(symptom, _): &(Symptom, Judgement)| symptom.known.plus(self.config.open_after) <= now;
+            match waiting.iter().map(|(_, judgement)| judgement.confidence).max() {
+                Some(Confidence::Certain) => waiting.front().is_some_and(first),
+                Some(Confidence::Likely) => waiting.len() >= likely,
+                Some(Confidence::Unexplained) => waiting.len() >= unexplained,
+                None => false,
+            }
+        };
+        let causes: Vec<&'static str> =
+            self.waiting.iter().filter(|(_, waiting)| due(waiting)).map(|(id, _)| *id).collect();
+        for id in causes {
+            if let (Some(cause), Some(group)) = (causes::by_id(id), self.waiting.remove(id)) {
+                self.open_incident(cause, group, changes);
+            }
         }
     }
 
@@ -577,227 +585,12 @@ const WHOLE_NODE: u64 = 5;
 const GRAVER_WITHIN: Duration = Duration::from_secs(5);
 /// A symptom's proof may come late; after that it stays what it is.
 const REJUDGED_FOR: Duration = Duration::from_secs(10);
+const UNEXPLAINED: &str = "unexplained";
+/// Batches of several threads come in with their times slightly out of order.
+const CLOCK_SLACK: Duration = Duration::from_secs(5);
 const MOST_SYMPTOMS: usize = 8192;
-const MOST_WAITING: usize = 256;
+const MOST_WAITING: usize = 4096;
 const MOST_FATES: usize = 8192;
 
 #[cfg(test)]
-mod tests {
-    use evidence::{AttemptResult, BootTime, CoverageState, DropClass, LookupId, NameKind, QueryType, Role};
-
-    use super::*;
-    use crate::testing::{NOW, inventory, kernel_drop};
-
-    struct Bench {
-        correlator: Correlator,
-        now: WallTime,
-        sequence: u64,
-    }
-
-    impl Bench {
-        fn new() -> Self {
-            let mut bench = Self { correlator: Correlator::new(Config::default()), now: NOW, sequence: 0 };
-            bench.send(vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]))], vec![]);
-            bench
-        }
-
-        fn send(&mut self, observations: Vec<Observation>, coverage: Vec<Coverage>) {
-            let batch = Batch {
-                node: "node-a".into(),
-                role: Role::Node,
-                boot_id: "b".into(),
-                sequence: self.sequence,
-                clock: ClockReading { boot: BootTime(0), wall: self.now },
-                from: BootTime(0),
-                to: BootTime(0),
-                observations,
-                coverage,
-            };
-            self.sequence += 1;
-            self.correlator.observe(&batch, self.now);
-        }
-
-        fn wait(&mut self, secs: u64) -> Vec<Change> {
-            let mut changes = Vec::new();
-            for _ in 0..secs * 5 {
-                self.now = self.now.plus(Duration::from_millis(200));
-                changes.extend(self.correlator.tick(self.now));
-            }
-            changes
-        }
-
-        fn silent(&mut self, id: u64, server: &str, role: ServerRole) {
-            self.send(
-                vec![Observation::Attempt(Attempt {
-                    lookup: LookupId(id),
-                    vantage: "pod-a".into(),
-                    profile: "musl".into(),
-                    server: server.parse().unwrap(),
-                    role,
-                    source: format!("10.244.1.9:{}", 20_000 + id).parse().unwrap(),
-                    query_id: 1,
-                    name: "n.".into(),
-                    name_kind: NameKind::Cluster,
-                    qtype: QueryType::A,
-                    sent: BootTime(0),
-                    result: AttemptResult::Unanswered { wait_ns: 1_000_000_000 },
-                })],
-                vec![],
-            );
-        }
-    }
-
-    fn looked(place: &str, lost: u64) -> Vec<Coverage> {
-        Observer::ALL
-            .into_iter()
-            .map(|observer| Coverage { observer, place: place.into(), state: CoverageState::Looked { lost } })
-            .collect()
-    }
-
-    fn dropped(node: &str) -> Observation {
-        Observation::KernelDrop(kernel_drop(node, DropClass::InsertRace))
-    }
-
-    #[test]
-    fn a_proof_opens_one_incident_at_once_and_further_ones_fold_into_it() {
-        let mut bench = Bench::new();
-        bench.send(vec![dropped("node-a"), dropped("node-a")], vec![]);
-        assert!(matches!(bench.correlator.tick(bench.now).as_slice(), [Change::Opened(_)]));
-        bench.wait(2);
-        let incidents = bench.correlator.incidents();
-        assert_eq!(incidents.len(), 1);
-        let incident = &incidents[0];
-        assert_eq!((incident.cause.as_str(), incident.confidence), ("insert-race", Confidence::Certain));
-        assert_eq!(incident.suffers.dropped_packets, 2);
-        assert_eq!(incident.suffers.clients, ["default/app (10.244.1.7)"]);
-        assert_eq!(incident.severity, Severity::Warning, "a drop is a wait, not a failure");
-    }
-
-    #[test]
-    fn the_same_cause_on_a_second_node_widens_into_a_new_incident() {
-        let mut bench = Bench::new();
-        bench.send(vec![dropped("node-a")], vec![]);
-        bench.correlator.tick(bench.now);
-        let first = bench.correlator.incidents()[0].clone();
-        bench.send(vec![dropped("node-b")], vec![]);
-        let changes = bench.correlator.tick(bench.now);
-        let [Change::Closed(old), Change::Opened(wider), ..] = changes.as_slice() else {
-            panic!("{changes:?}")
-        };
-        assert_eq!((&old.id, old.closed_into.as_ref()), (&first.id, Some(&wider.id)));
-        assert_eq!(wider.scope, Scope::default());
-        assert_eq!(wider.suffers.dropped_packets, 2);
-        assert_eq!(bench.correlator.incidents().len(), 1);
-    }
-
-    #[test]
-    fn an_incident_closes_after_its_last_symptom() {
-        let mut bench = Bench::new();
-        bench.send(vec![dropped("node-a")], vec![]);
-        bench.wait(29);
-        assert_eq!(bench.correlator.incidents().len(), 1);
-        let changes = bench.wait(2);
-        assert!(changes.iter().any(|change| matches!(change, Change::Closed(i) if i.until == Some(NOW))));
-        assert!(bench.correlator.incidents().is_empty());
-    }
-
-    #[test]
-    fn a_silent_server_is_named_once_the_wait_for_proof_is_over() {
-        let mut bench = Bench::new();
-        for id in 0..4 {
-            bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
-        }
-        bench.wait(1);
-        assert!(bench.correlator.incidents().is_empty(), "a drop record may still come");
-        bench.wait(2);
-        let incident = &bench.correlator.incidents()[0];
-        assert_eq!((incident.cause.as_str(), incident.confidence), ("server-silent", Confidence::Likely));
-        assert_eq!(incident.scope.server.as_deref(), Some("10.244.1.2:53"));
-    }
-
-    #[test]
-    fn few_symptoms_without_a_cause_are_counted_and_many_open_an_incident() {
-        let mut bench = Bench::new();
-        for id in 0..4 {
-            bench.silent(id, "10.96.0.10:53", ServerRole::Service);
-        }
-        bench.wait(4);
-        assert!(bench.correlator.incidents().is_empty());
-        assert_eq!(
-            bench.correlator.counts().collect::<Vec<_>>(),
-            [("unexplained", Confidence::Unexplained, 4)]
-        );
-        for id in 4..9 {
-            bench.silent(id, "10.96.0.10:53", ServerRole::Service);
-        }
-        bench.wait(4);
-        assert_eq!(bench.correlator.incidents()[0].cause, "unexplained");
-    }
-
-    #[test]
-    fn a_late_proof_takes_a_symptom_back_from_unexplained() {
-        let mut bench = Bench::new();
-        bench.silent(1, "10.96.0.10:53", ServerRole::Service);
-        bench.wait(4);
-        let mut late = kernel_drop("node-a", DropClass::InsertRace);
-        late.packet.source = "10.244.1.9:20001".parse().unwrap();
-        let sent = bench.now.minus(Duration::from_secs(4));
-        let at = bench.now;
-        bench.now = sent;
-        bench.send(vec![Observation::KernelDrop(late)], vec![]);
-        bench.now = at;
-        bench.wait(1);
-        let counts: BTreeMap<_, _> = bench.correlator.counts().map(|(cause, _, n)| (cause, n)).collect();
-        assert_eq!(counts.get("unexplained"), Some(&0));
-        assert_eq!(counts.get("insert-race"), Some(&2), "the drop and the lookup");
-    }
-
-    #[test]
-    fn a_cause_is_ruled_out_only_where_its_observers_looked_and_lost_nothing() {
-        let ruled_out = |coverage: Vec<Coverage>| {
-            let mut bench = Bench::new();
-            bench.send(vec![dropped("node-a")], coverage);
-            bench.wait(2);
-            let incident = bench.correlator.incidents().remove(0);
-            let ids: Vec<String> = incident.ruled_out.into_iter().map(|r| r.cause).collect();
-            (ids, incident.not_seen)
-        };
-        let (ids, not_seen) = ruled_out(looked("node-a", 0));
-        assert!(ids.contains(&"policy-drop".to_owned()), "{ids:?}");
-        assert!(not_seen.is_empty(), "{not_seen:?}");
-        let (ids, not_seen) = ruled_out(looked("node-a", 3));
-        assert!(ids.is_empty(), "{ids:?}");
-        assert!(not_seen.iter().all(|gap| !gap.hides.is_empty()), "a gap that hides nothing is none");
-        assert_eq!(not_seen.len(), Observer::ALL.len() - 1, "no cause needs CoreDNS's metrics");
-        let (ids, not_seen) = ruled_out(vec![]);
-        assert!(ids.is_empty(), "{ids:?}");
-        assert!(not_seen.iter().all(|line| line.why == "it does not run"));
-    }
-
-    #[test]
-    fn an_observer_that_falls_silent_makes_blind_and_one_that_never_looked_does_not() {
-        let mut bench = Bench::new();
-        let denied = Coverage {
-            observer: Observer::Drops,
-            place: "node-b".into(),
-            state: CoverageState::Denied { missing: "CAP_BPF".into() },
-        };
-        let mut coverage = looked("node-a", 0);
-        coverage.push(denied);
-        bench.send(vec![], coverage);
-        assert!(bench.correlator.blind().is_empty());
-        bench.wait(16);
-        assert_eq!(bench.correlator.blind().len(), Observer::ALL.len());
-    }
-
-    #[test]
-    fn attributed_and_unexplained_add_up_to_all_symptoms() {
-        let mut bench = Bench::new();
-        for id in 0..7 {
-            bench.silent(id, "10.96.0.10:53", ServerRole::Service);
-        }
-        bench.send(vec![dropped("node-a"), dropped("node-a")], vec![]);
-        bench.wait(15);
-        assert_eq!(bench.correlator.counts().map(|(_, _, n)| n).sum::<u64>(), 9);
-    }
-}
+mod tests;

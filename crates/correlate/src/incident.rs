@@ -60,8 +60,11 @@ pub struct Suffers {
     pub mappings: u64,
     /// Clients seen to suffer, at most eight by name.
     pub clients: Vec<String>,
-    /// Clients beyond the eight.
+    /// Clients beyond the eight (counted up to 4,096 in all).
     pub more_clients: u64,
+    /// Nodes where it was seen, at most eight by name.
+    #[serde(default)]
+    pub nodes: Vec<String>,
 }
 
 /// A cause that was looked for, and not found.
@@ -137,6 +140,16 @@ pub struct Incident {
     /// The incident that took this one over, where one did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub closed_into: Option<String>,
+}
+
+impl Incident {
+    /// Where it is, in words: its scope, or the nodes where it was seen.
+    pub fn place(&self) -> String {
+        if self.scope == Scope::default() && !self.suffers.nodes.is_empty() {
+            return format!("on {}", self.suffers.nodes.join(", "));
+        }
+        self.scope.words()
+    }
 }
 
 impl Scope {

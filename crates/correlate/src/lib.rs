@@ -12,6 +12,8 @@ mod config;
 mod correlator;
 mod incident;
 mod open;
+mod servers;
+mod sight;
 mod symptom;
 #[cfg(test)]
 mod testing;

@@ -1,6 +1,6 @@
 //! An incident while it is open: what it has counted, and how it is told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use evidence::{Observer, ServerRole, WallTime};
@@ -21,8 +21,10 @@ pub(crate) struct Open {
     pub last_line: Option<String>,
     pub last_symptom: WallTime,
     pub explained: BTreeMap<&'static str, u64>,
-    pub clients: BTreeMap<String, u64>,
-    pub more_clients: u64,
+    /// All that suffer, capped.
+    pub clients: BTreeSet<String>,
+    pub nodes: BTreeSet<String>,
+    pub sockets: BTreeSet<(String, u32)>,
     pub dropped_records: u64,
     /// Symptoms taken in, and those that have found another cause since.
     pub folded: u64,
@@ -62,8 +64,9 @@ impl Open {
             last_line: None,
             last_symptom: since,
             explained: BTreeMap::new(),
-            clients: BTreeMap::new(),
-            more_clients: 0,
+            clients: BTreeSet::new(),
+            nodes: BTreeSet::new(),
+            sockets: BTreeSet::new(),
             dropped_records: 0,
             folded: 0,
             retracted: 0,
@@ -81,6 +84,7 @@ impl Open {
         view: &View,
     ) {
         self.folded += 1;
+        self.count_node(judgement);
         self.incident.confidence = self.incident.confidence.max(judgement.confidence);
         self.last_symptom = self.last_symptom.max(symptom.at);
         match &symptom.kind {
@@ -91,7 +95,7 @@ impl Open {
                     *count += 1;
                 }
                 if let Some((ended, answered)) = fate {
-                    self.count_end(ended, answered);
+                    self.count_end(ended, answered, lookup.role);
                 }
             }
             Kind::Drop(dropped) => {
@@ -99,11 +103,11 @@ impl Open {
                 self.count_client(view.client_name(view.client_of(dropped).ip()));
             }
             Kind::Mapping(mapping) => {
-                let known = self.samples.iter().any(|known| match &known.kind {
-                    Kind::Mapping(other) => other.id == mapping.id && other.node == mapping.node,
-                    Kind::Lookup(_) | Kind::Drop(_) => false,
-                });
-                self.incident.suffers.mappings += u64::from(!known);
+                if self.sockets.len() < MOST_SOCKETS
+                    && self.sockets.insert((mapping.node.clone(), mapping.id))
+                {
+                    self.incident.suffers.mappings += 1;
+                }
                 self.count_client(view.client_name(mapping.original.source.ip()));
             }
         }
@@ -123,12 +127,16 @@ impl Open {
         self.samples.push_back(symptom);
     }
 
-    pub fn count_end(&mut self, ended: WallTime, answered: bool) {
+    pub fn count_end(&mut self, ended: WallTime, answered: bool, role: ServerRole) {
         if answered {
             self.incident.suffers.late_lookups += 1;
             return;
         }
         self.incident.suffers.failed_lookups += 1;
+        // Applications ask the Service: a failed direct query harms nobody.
+        if role != ServerRole::Service {
+            return;
+        }
         if self.failed.len() >= MOST_FAILED {
             self.failed.pop_front();
         }
@@ -136,11 +144,15 @@ impl Open {
     }
 
     fn count_client(&mut self, client: String) {
-        let room = self.clients.len() < MOST_CLIENTS;
-        match self.clients.get_mut(&client) {
-            Some(count) => *count += 1,
-            None if room => drop(self.clients.insert(client, 1)),
-            None => self.more_clients += 1,
+        if self.clients.len() < MOST_CLIENTS {
+            self.clients.insert(client);
+        }
+    }
+
+    fn count_node(&mut self, judgement: &Judgement) {
+        let node = judgement.scope.as_ref().and_then(|scope| scope.node.clone());
+        if let Some(node) = node.filter(|_| self.nodes.len() < MOST_CLIENTS) {
+            self.nodes.insert(node);
         }
     }
 
@@ -152,13 +164,15 @@ impl Open {
             .map_or(0, |class| view.total_rise(self.incident.scope.node.as_deref(), class, &self.base).1);
         let suffers = &mut self.incident.suffers;
         suffers.dropped_packets = self.dropped_records.max(exact);
-        suffers.clients = self.clients.keys().cloned().collect();
-        suffers.more_clients = self.more_clients;
-        suffers.summary = summary(suffers);
+        suffers.clients = self.clients.iter().take(NAMED).cloned().collect();
+        suffers.more_clients = u64::try_from(self.clients.len().saturating_sub(NAMED)).unwrap_or_default();
+        suffers.nodes = self.nodes.iter().take(NAMED).cloned().collect();
+        suffers.summary = summary(suffers, self.cause.waits_for_resend);
         let case = Case {
             scope: &self.incident.scope,
             symptoms: self.samples.make_contiguous(),
             base: &self.base,
+            since: self.incident.since,
             dropped: self.incident.suffers.dropped_packets,
         };
         let telling = (self.cause.tell)(&case, view);
@@ -191,7 +205,8 @@ impl Open {
                     .map(|cause| cause.id.to_owned())
                     .collect();
                 // What hides no cause is no gap of this verdict.
-                let gaps = if hides.is_empty() { Vec::new() } else { view.gaps(observer, since) };
+                let gaps =
+                    if hides.is_empty() { Vec::new() } else { view.sight.gaps(observer, since, view.now) };
                 gaps.into_iter().map(move |(place, why)| NotSeen {
                     observer,
                     place,
@@ -204,13 +219,12 @@ impl Open {
     }
 }
 
-fn summary(suffers: &Suffers) -> String {
+fn summary(suffers: &Suffers, waits_for_resend: bool) -> String {
     let mut parts = Vec::new();
     if suffers.dropped_packets > 0 {
-        parts.push(format!(
-            "{} dropped: a musl client waits 2.5 s for each, a glibc client 5 s",
-            counted(suffers.dropped_packets, "DNS packet")
-        ));
+        let wait =
+            if waits_for_resend { ": a musl client waits 2.5 s for each, a glibc client 5 s" } else { "" };
+        parts.push(format!("{} dropped{wait}", counted(suffers.dropped_packets, "DNS packet")));
     }
     if suffers.mappings > 0 {
         parts.push(format!(
@@ -234,5 +248,8 @@ fn counted(number: u64, noun: &str) -> String {
 
 const MOST_SAMPLES: usize = 16;
 const MOST_FAILED: usize = 4096;
-const MOST_CLIENTS: usize = 8;
+const MOST_CLIENTS: usize = 4096;
+const MOST_SOCKETS: usize = 4096;
+/// Clients and nodes told by name.
+const NAMED: usize = 8;
 const MOST_GAPS: usize = 12;

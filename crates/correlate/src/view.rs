@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::ops::Bound;
 use std::time::Duration;
 
 use evidence::{
-    Counters, Coverage, CoverageState, DropClass, DropTotals, Inventory, KernelDrop, Lookup, Mapping,
-    NameKind, Observer, Place, ServerRole, ServerSample, WallTime,
+    Counters, DropClass, DropTotals, Inventory, KernelDrop, Lookup, Mapping, NameKind, Observer, Place,
+    ServerRole, ServerSample, WallTime,
 };
 
-use crate::symptom::{Failure, Query, TroubledLookup};
+use crate::servers::Servers;
+use crate::sight::Sight;
+use crate::symptom::{Query, TroubledLookup};
 
 /// A lookup that ended.
 #[derive(Debug, Clone)]
@@ -21,28 +22,15 @@ pub(crate) struct Ended {
     pub lookup: Lookup,
 }
 
-/// A coverage line and when it was last said.
+/// A conntrack entry of DNS, as last seen.
 #[derive(Debug, Clone)]
-pub(crate) struct Covered {
-    pub coverage: Coverage,
-    pub said: WallTime,
-    /// It once looked: from then on silence is loss.
-    pub looked_once: bool,
-    /// When it last said that it lost records.
-    pub lost_at: Option<WallTime>,
-}
-
-/// What is known of one server address from asking it directly, by time of asking.
-#[derive(Debug, Clone, Default)]
-struct DirectRecord {
-    /// Cluster names answered within a second, or the moment of a late answer.
-    answered: BTreeSet<WallTime>,
-    /// Cluster names unanswered for a second that no drop explains: the lookup and when it was sent.
-    silent: BTreeSet<(WallTime, u64)>,
-    /// Forwarded names answered.
-    forwarded: BTreeSet<WallTime>,
-    /// Forwarded names unanswered, or answered with a server's error.
-    forwarded_failed: BTreeSet<(WallTime, u64)>,
+pub(crate) struct Entry {
+    /// When it was first told.
+    pub first: WallTime,
+    pub at: WallTime,
+    pub mapping: Mapping,
+    /// The renewal that was last taken for a symptom.
+    pub told: Option<WallTime>,
 }
 
 /// Counters and totals as they stood when an incident began.
@@ -59,27 +47,32 @@ pub(crate) struct View {
     pub inventory: Inventory,
     pub inventory_known: bool,
     pub drops: VecDeque<(WallTime, KernelDrop)>,
-    pub mappings: BTreeMap<(String, u32), (WallTime, Mapping)>,
+    pub mappings: BTreeMap<(String, u32), Entry>,
     pub counters: BTreeMap<String, VecDeque<(WallTime, Counters)>>,
     pub totals: BTreeMap<(Place, DropClass), VecDeque<(WallTime, DropTotals)>>,
     pub ended: VecDeque<Ended>,
     pub samples: BTreeMap<SocketAddr, VecDeque<(WallTime, ServerSample)>>,
-    pub coverage: BTreeMap<(Observer, String), Covered>,
+    pub sight: Sight,
+    pub direct: Servers,
     /// When each address stopped being a serving endpoint.
     departed: BTreeMap<SocketAddr, WallTime>,
     /// Spans in which the Service had no serving endpoint; the last one may be open.
     empty: VecDeque<(WallTime, Option<WallTime>)>,
+    /// Addresses outside the inventory that answer new flows: the inventory is old, not the mapping.
+    alive: BTreeMap<SocketAddr, WallTime>,
     inventory_since: Option<WallTime>,
-    direct: BTreeMap<SocketAddr, DirectRecord>,
 }
 
 impl View {
     /// Forgets what is older than a minute.
     pub fn forget(&mut self) {
         let horizon = self.now.minus(WINDOW);
-        trim(&mut self.drops, MOST_DROPS, |(at, _)| *at >= horizon);
+        trim(&mut self.drops, MOST_DROPS, |(at, _)| *at >= self.now.minus(JOINED_WITHIN));
         trim(&mut self.ended, MOST_LOOKUPS, |ended| ended.ended >= horizon);
-        self.mappings.retain(|_, (at, _)| *at >= horizon);
+        self.mappings.retain(|_, entry| entry.at >= horizon);
+        while self.mappings.len() > MOST_MAPPINGS {
+            self.mappings.pop_first();
+        }
         for readings in self.counters.values_mut() {
             trim(readings, MOST_READINGS, |(at, _)| *at >= horizon);
         }
@@ -89,15 +82,13 @@ impl View {
         for readings in self.samples.values_mut() {
             trim(readings, MOST_READINGS, |(at, _)| *at >= horizon);
         }
+        self.counters.retain(|_, readings| !readings.is_empty());
+        self.totals.retain(|_, readings| !readings.is_empty());
+        self.samples.retain(|_, readings| !readings.is_empty());
         self.departed.retain(|_, at| *at >= self.now.minus(DEPARTED_KEPT));
+        self.alive.retain(|_, at| *at >= horizon);
         trim(&mut self.empty, MOST_READINGS, |(_, end)| end.is_none_or(|end| end >= horizon));
-        for record in self.direct.values_mut() {
-            record.answered.retain(|at| *at >= horizon);
-            record.silent.retain(|(at, _)| *at >= horizon);
-            record.forwarded.retain(|at| *at >= horizon);
-            record.forwarded_failed.retain(|(at, _)| *at >= horizon);
-        }
-        self.direct.retain(|server, _| self.inventory.endpoints.iter().any(|e| e.address == *server));
+        self.direct.forget(horizon, &self.inventory);
     }
 
     /// Takes a new state of the cluster.
@@ -120,56 +111,45 @@ impl View {
         }
         let places: BTreeSet<String> =
             self.inventory.endpoints.iter().map(|e| e.address.to_string()).collect();
-        self.coverage
-            .retain(|(observer, place), _| *observer != Observer::CorednsMetrics || places.contains(place));
+        self.sight.forget_servers(&places);
         self.inventory_known = true;
         self.inventory_since.get_or_insert(at);
     }
 
-    /// Remembers how a server treated a lookup made to it directly.
-    pub fn learn_direct(&mut self, at: WallTime, lookup: &TroubledLookup) {
-        if lookup.role != ServerRole::Direct {
-            return;
+    /// Takes an entry of the table. Gives its renewal if that is news and came so long after its backend left.
+    pub fn learn_mapping(
+        &mut self,
+        at: WallTime,
+        renewed: Option<WallTime>,
+        mapping: &Mapping,
+        stale_after: Duration,
+    ) -> Option<WallTime> {
+        let departed = self.departed(&mapping.backend).map(|(departed, _)| departed);
+        let key = (mapping.node.clone(), mapping.id);
+        let entry = self.mappings.entry(key).or_insert_with(|| Entry {
+            first: at,
+            at,
+            mapping: mapping.clone(),
+            told: None,
+        });
+        entry.at = at;
+        entry.mapping = mapping.clone();
+        let departed = departed?;
+        if mapping.replied && entry.first >= departed.plus(NEW_FLOW) {
+            self.alive.insert(mapping.backend, at);
+            return None;
         }
-        let record = self.direct.entry(lookup.server).or_default();
-        let failed = match (lookup.failure, lookup.name_kind) {
-            (Failure::SendRefused(_) | Failure::Unreachable(_), _)
-            | (Failure::Rcode(_), NameKind::Cluster) => return,
-            (Failure::Silent | Failure::Refused, NameKind::Cluster) => &mut record.silent,
-            (Failure::Silent | Failure::Refused | Failure::Rcode(_), NameKind::Forwarded) => {
-                &mut record.forwarded_failed
-            }
-        };
-        if failed.len() < MOST_READINGS {
-            failed.insert((at, lookup.id.0));
-        }
+        let news = renewed.filter(|renewed| {
+            entry.told.is_none_or(|told| *renewed > told) && *renewed >= departed.plus(stale_after)
+        })?;
+        entry.told = Some(news);
+        Some(news)
     }
 
     /// Remembers a lookup that ended.
     pub fn learn_ended(&mut self, ended: Ended) {
-        if ended.lookup.role == ServerRole::Direct && ended.lookup.outcome.is_answer() {
-            let record = self.direct.entry(ended.lookup.server).or_default();
-            // A late answer shows that the server answers now, not that it did when it was asked.
-            let quick = ended.ended.since(ended.started) < Duration::from_secs(1);
-            let at = if quick { ended.started } else { ended.ended };
-            let answered = match ended.lookup.name_kind {
-                NameKind::Cluster => &mut record.answered,
-                NameKind::Forwarded => &mut record.forwarded,
-            };
-            if answered.len() >= MOST_READINGS {
-                answered.pop_first();
-            }
-            answered.insert(at);
-        }
+        self.direct.learn_ended(&ended);
         self.ended.push_back(ended);
-    }
-
-    /// A drop explains that lookup's silence: the server is not to blame for it.
-    pub fn absolve(&mut self, lookup: &TroubledLookup) {
-        if let Some(record) = self.direct.get_mut(&lookup.server) {
-            record.silent.retain(|(_, id)| *id != lookup.id.0);
-            record.forwarded_failed.retain(|(_, id)| *id != lookup.id.0);
-        }
     }
 
     /// Addresses of endpoints that serve.
@@ -187,43 +167,32 @@ impl View {
         servers
     }
 
-    /// Servers that left direct queries for cluster names unanswered at that time, while no drop explains it: two
-    /// or more since the answer before and until the answer after, if there was one. A server is named by its
-    /// first address, or by the one that is silent while its others answer.
+    /// Servers that were silent at that time, each named by its first address, or by the one address that is
+    /// silent while its others answer.
     pub fn silent_servers(&self, at: WallTime) -> Vec<SocketAddr> {
         self.servers()
             .into_values()
             .filter_map(|addresses| {
-                let records = addresses.iter().filter_map(|a| Some((*a, self.direct.get(a)?)));
-                let (silent, others): (Vec<_>, Vec<_>) =
-                    records.partition(|(_, record)| record.silence(at).is_some());
-                let since = silent.iter().filter_map(|(_, record)| record.silence(at)).min()?;
-                let others_answer = others.iter().any(|(_, r)| r.answered.range(since..).next().is_some());
-                if others_answer {
-                    silent.first().map(|(address, _)| *address)
-                } else {
-                    addresses.first().copied()
-                }
+                let silent: Vec<SocketAddr> =
+                    addresses.iter().copied().filter(|address| self.direct.is_silent(*address, at)).collect();
+                let since =
+                    silent.iter().filter_map(|address| self.direct.silent_since(*address, at)).min()?;
+                let others_answer =
+                    addresses.iter().any(|a| !silent.contains(a) && self.direct.answered_after(*a, since));
+                if others_answer { silent.first().copied() } else { addresses.first().copied() }
             })
             .collect()
     }
 
     /// Whether this address is of a server that was silent at that time.
     pub fn was_silent(&self, server: &SocketAddr, at: WallTime) -> bool {
-        let silent = self.silent_servers(at);
-        let name = |address: &SocketAddr| {
-            self.inventory.endpoints.iter().find(|e| e.address == *address).map(|e| e.name.as_str())
-        };
-        silent.contains(server) || silent.iter().any(|s| name(s).is_some() && name(s) == name(server))
+        let name = self.pod_of_server(server);
+        self.silent_servers(at).iter().any(|silent| silent == server || self.pod_of_server(silent) == name)
     }
 
     /// Servers that answered cluster names around that time, and failed or kept silent on forwarded ones.
     pub fn servers_with_failing_upstream(&self, at: WallTime) -> Vec<SocketAddr> {
-        self.direct
-            .iter()
-            .filter(|(_, record)| record.upstream_failed(at))
-            .map(|(server, _)| *server)
-            .collect()
+        self.direct.asked().into_iter().filter(|server| self.direct.upstream_failed(*server, at)).collect()
     }
 
     /// Whether the Service had no serving endpoint at that time, give or take the second in which rules and
@@ -236,29 +205,34 @@ impl View {
             })
     }
 
-    /// When the address stopped serving; for one that was never seen serving, when the inventory was first known.
-    pub fn departed(&self, backend: &SocketAddr) -> Option<WallTime> {
-        if !self.inventory_known || self.serving().contains(backend) {
+    /// When the address stopped serving, and whether that was seen to happen; for one that was never seen serving,
+    /// when the inventory was first known. Nothing for an address that answers new flows.
+    pub fn departed(&self, backend: &SocketAddr) -> Option<(WallTime, bool)> {
+        if !self.inventory_known || self.alive.contains_key(backend) || self.serving().contains(backend) {
             return None;
         }
-        self.departed.get(backend).copied().or(self.inventory_since)
+        let seen = self.departed.get(backend).map(|at| (*at, true));
+        seen.or(self.inventory_since.map(|since| (since, false)))
     }
 
-    /// The drop that killed one of the lookup's packets: the same query by its ID and name, or the same socket.
+    /// The drop that killed one of the lookup's packets: the same socket, or the same query by its ID and name from
+    /// the same client (or one that NAT has renamed).
     pub fn drop_of(&self, queries: &[Query]) -> Option<&KernelDrop> {
         let same = |query: &Query, at: WallTime, dropped: &KernelDrop| {
-            let near = at >= query.sent.minus(Duration::from_millis(100))
-                && at <= query.sent.plus(Duration::from_secs(6));
+            let near =
+                at >= query.sent.minus(Duration::from_millis(100)) && at <= query.sent.plus(DIES_WITHIN);
+            let ends = [Some(dropped.packet), dropped.original, dropped.reply];
+            let mut tuples = ends.iter().flatten();
+            let socket =
+                tuples.any(|tuple| tuple.source == query.source || tuple.destination == query.source);
             let question = dropped
                 .question
                 .as_ref()
                 .is_some_and(|q| q.id == query.id && q.name.eq_ignore_ascii_case(&query.name));
-            let ends = [Some(dropped.packet), dropped.original, dropped.reply];
-            let socket = ends
-                .iter()
-                .flatten()
-                .any(|tuple| tuple.source == query.source || tuple.destination == query.source);
-            near && (question || socket)
+            let client = self.client_of(dropped).ip();
+            let renamed = client != query.source.ip()
+                && !self.inventory.pods.iter().any(|pod| pod.addresses.contains(&client));
+            near && (socket || (question && (client == query.source.ip() || renamed)))
         };
         self.drops
             .iter()
@@ -267,12 +241,17 @@ impl View {
             .map(|(_, dropped)| dropped)
     }
 
-    /// The conntrack entry that carried one of the lookup's packets.
-    pub fn mapping_of(&self, queries: &[Query]) -> Option<&Mapping> {
+    /// The conntrack entry that carried one of the lookup's packets: its socket and server, seen since it was sent.
+    pub fn mapping_of(&self, lookup: &TroubledLookup) -> Option<&Mapping> {
+        let carried = |entry: &Entry, query: &Query| {
+            entry.mapping.original.source == query.source
+                && entry.mapping.original.destination == lookup.server
+                && entry.at >= query.sent
+        };
         self.mappings
             .values()
-            .map(|(_, mapping)| mapping)
-            .find(|mapping| queries.iter().any(|query| mapping.original.source == query.source))
+            .find(|entry| lookup.queries.iter().any(|query| carried(entry, query)))
+            .map(|entry| &entry.mapping)
     }
 
     /// The readings that were newest at that time, to count from.
@@ -402,95 +381,27 @@ impl View {
         }
     }
 
-    /// Takes what an observer says of itself.
-    pub fn learn_coverage(&mut self, said: WallTime, coverage: &Coverage) {
-        let key = (coverage.observer, coverage.place.clone());
-        if self.coverage.len() >= MOST_PLACES && !self.coverage.contains_key(&key) {
-            return;
-        }
-        let lost = match coverage.state {
-            CoverageState::Looked { lost } => lost > 0,
-            CoverageState::Denied { .. } | CoverageState::Unsupported { .. } => false,
-        };
-        let looks = matches!(coverage.state, CoverageState::Looked { .. });
-        let covered = self.coverage.entry(key).or_insert_with(|| Covered {
-            coverage: coverage.clone(),
-            said,
-            looked_once: false,
-            lost_at: None,
-        });
-        covered.coverage = coverage.clone();
-        covered.said = covered.said.max(said);
-        covered.looked_once |= looks;
-        if lost {
-            covered.lost_at = Some(said);
-        }
-    }
-
     /// Whether an observer looked everywhere it is known, and lost nothing since then.
     pub fn looked(&self, observer: Observer, since: WallTime) -> bool {
-        let mut lines = self.lines(observer).peekable();
-        lines.peek().is_some() && lines.all(|covered| self.gap(covered, since).is_none())
+        self.sight.looked(observer, since, self.now)
     }
 
-    /// What an observer could not see since then: place and why.
-    pub fn gaps(&self, observer: Observer, since: WallTime) -> Vec<(String, String)> {
-        if self.lines(observer).next().is_none() {
-            return vec![("everywhere".into(), "it does not run".into())];
-        }
-        self.lines(observer)
-            .filter_map(|covered| Some((covered.coverage.place.clone(), self.gap(covered, since)?)))
-            .collect()
+    /// DNS packets of a class dropped in the last minute, by the kernel's totals.
+    pub fn recent_drops(&self, class: DropClass) -> u64 {
+        let rise = |readings: &VecDeque<(WallTime, DropTotals)>| {
+            let (_, first) = readings.front()?;
+            let (_, last) = readings.back()?;
+            Some(last.dns.saturating_sub(first.dns))
+        };
+        let told = self.drops.iter().filter(|(_, dropped)| dropped.class == class).count();
+        let counted: u64 = self
+            .totals
+            .iter()
+            .filter(|((_, c), _)| *c == class)
+            .filter_map(|(_, readings)| rise(readings))
+            .sum();
+        counted.max(u64::try_from(told).unwrap_or(u64::MAX))
     }
-
-    fn lines(&self, observer: Observer) -> impl Iterator<Item = &Covered> {
-        self.coverage.iter().filter(move |((o, _), _)| *o == observer).map(|(_, covered)| covered)
-    }
-
-    fn gap(&self, covered: &Covered, since: WallTime) -> Option<String> {
-        match &covered.coverage.state {
-            CoverageState::Denied { missing } => Some(missing.clone()),
-            CoverageState::Unsupported { why } => Some(why.clone()),
-            CoverageState::Looked { .. } if covered.said < self.now.minus(STALE_COVERAGE) => {
-                Some(format!("silent for {} s", self.now.since(covered.said).as_secs()))
-            }
-            CoverageState::Looked { .. } if covered.lost_at.is_some_and(|at| at >= since) => {
-                Some("records were lost meanwhile".into())
-            }
-            CoverageState::Looked { .. } => None,
-        }
-    }
-}
-
-impl DirectRecord {
-    /// The first of the unanswered queries around that time, if there are two or more between two answers.
-    fn silence(&self, at: WallTime) -> Option<WallTime> {
-        let mut silent = between(&self.answered, &self.silent, at);
-        let first = silent.next()?;
-        silent.next().map(|_| first)
-    }
-
-    /// Forwarded names failed around that time, between two that were answered, while cluster names were
-    /// answered right after and not silent right before.
-    fn upstream_failed(&self, at: WallTime) -> bool {
-        between(&self.forwarded, &self.forwarded_failed, at).any(|failed| {
-            let after = (Bound::Excluded(failed), Bound::Included(failed.plus(ASKED_AGAIN)));
-            let well = self.answered.range(after).next();
-            well.is_some_and(|well| self.silent.range((failed.minus(NEAR), 0)..(*well, 0)).next().is_none())
-        })
-    }
-}
-
-/// Failures around a time: those after the answer before it and before the answer after it.
-fn between(
-    answered: &BTreeSet<WallTime>,
-    failed: &BTreeSet<(WallTime, u64)>,
-    at: WallTime,
-) -> impl Iterator<Item = WallTime> {
-    let before = answered.range(..=at).next_back().copied().unwrap_or_default();
-    let after = answered.range((Bound::Excluded(at), Bound::Unbounded)).next().copied();
-    let after = after.unwrap_or(WallTime(i64::MAX));
-    failed.range((before, u64::MAX)..(after, 0)).map(|(at, _)| *at)
 }
 
 /// "14:03:09.213", in UTC.
@@ -516,12 +427,13 @@ fn trim<T>(queue: &mut VecDeque<T>, most: usize, young: impl Fn(&T) -> bool) {
 
 const WINDOW: Duration = Duration::from_secs(60);
 const DEPARTED_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// Observers speak every 5 s at least; three missed turns are silence.
-pub(crate) const STALE_COVERAGE: Duration = Duration::from_secs(15);
-/// A calm vantage asks a server for a cluster name every 4 s.
-const ASKED_AGAIN: Duration = Duration::from_secs(10);
-const NEAR: Duration = Duration::from_secs(2);
+/// A packet dies within so long of being sent, resends included.
+const DIES_WITHIN: Duration = Duration::from_secs(6);
+/// So long a drop is kept for lookups to be joined to it.
+const JOINED_WITHIN: Duration = Duration::from_secs(10);
+/// An entry that first shows so long after its backend left is a new flow: older ones show in the first dumps.
+const NEW_FLOW: Duration = Duration::from_secs(15);
 const MOST_DROPS: usize = 8192;
 const MOST_LOOKUPS: usize = 8192;
 const MOST_READINGS: usize = 256;
-const MOST_PLACES: usize = 4096;
+const MOST_MAPPINGS: usize = 4096;

@@ -64,12 +64,7 @@ impl Alerts {
             ("severity".to_owned(), incident.severity.as_str().to_owned()),
             ("cluster".to_owned(), self.cluster.clone()),
         ]);
-        let scope = [
-            ("node", &incident.scope.node),
-            ("server", &incident.scope.server),
-            ("client", &incident.scope.client),
-        ];
-        for (label, value) in scope {
+        for (label, value) in [("node", &incident.scope.node), ("server", &incident.scope.server)] {
             if let Some(value) = value {
                 labels.insert(label.to_owned(), value.clone());
             }
@@ -82,7 +77,8 @@ impl Alerts {
         let ruled_out: Vec<String> =
             incident.ruled_out.iter().map(|r| format!("{} ({})", r.cause, r.why)).collect();
         let annotations = BTreeMap::from([
-            ("summary".to_owned(), format!("{} ({})", incident.title, incident.scope.words())),
+            ("summary".to_owned(), format!("{}, {}", incident.title, incident.place())),
+            ("client".to_owned(), incident.scope.client.clone().unwrap_or_default()),
             ("confidence".to_owned(), incident.confidence.as_str().to_owned()),
             ("suffers".to_owned(), incident.suffers.summary.clone()),
             ("proof".to_owned(), incident.proof.join("\n")),

@@ -138,12 +138,13 @@ impl Pipeline {
     pub fn status(&self) -> Status {
         let incidents = self.correlator.incidents();
         let coverage = self.correlator.coverage();
+        let lookups = LookupCount { made: self.lookups, answered: self.answered };
         Status {
             schema: SCHEMA.into(),
-            state: Status::state_of(&incidents, &coverage, self.lookups),
+            state: Status::state_of(&incidents, &coverage, lookups),
             at: crate::alerts::rfc3339(WallTime::now()),
             incidents,
-            lookups: LookupCount { made: self.lookups, answered: self.answered },
+            lookups,
             profiles: self.profiles.values().cloned().collect(),
             coverage,
             symptoms: self

@@ -76,7 +76,7 @@ fn log(change: &Change) {
             "{} ({}) {}: {}; {}",
             incident.cause,
             incident.confidence.as_str(),
-            incident.scope.words(),
+            incident.place(),
             incident.title,
             incident.suffers.summary
         )

@@ -81,15 +81,16 @@ pub struct SymptomCount {
 pub const SCHEMA: &str = "nslookout/1";
 
 impl Status {
-    /// The state that incidents and coverage make.
-    pub fn state_of(incidents: &[Incident], coverage: &[Coverage], lookups: usize) -> State {
+    /// The state that incidents, coverage and lookups make. Lookups of which none was answered are no health, and
+    /// a prober that fell silent is none either.
+    pub fn state_of(incidents: &[Incident], coverage: &[Coverage], lookups: LookupCount) -> State {
         if incidents.iter().any(|incident| incident.severity > Severity::Info) {
             return State::Unhealthy;
         }
-        let probed = coverage
-            .iter()
-            .any(|c| c.observer == Observer::Prober && matches!(c.state, CoverageState::Looked { .. }));
-        if probed && lookups > 0 { State::Healthy } else { State::Unknown }
+        let mut probers = coverage.iter().filter(|line| line.observer == Observer::Prober).peekable();
+        let looked = probers.peek().is_some()
+            && probers.all(|line| matches!(line.state, CoverageState::Looked { .. }));
+        if looked && lookups.answered > 0 { State::Healthy } else { State::Unknown }
     }
 
     /// The exit code that says the same: 0 healthy, 1 unhealthy, 2 could not look.
@@ -111,7 +112,10 @@ impl Status {
                     self.lookups.answered, self.lookups.made
                 ));
             }
-            State::Unknown => out.push_str("COULD NOT LOOK  no lookup could be made\n"),
+            State::Unknown => out.push_str(&format!(
+                "COULD NOT LOOK  {} lookups made, {} answered\n",
+                self.lookups.made, self.lookups.answered
+            )),
             State::Unhealthy => {}
         }
         for incident in &self.incidents {
@@ -181,7 +185,7 @@ pub fn verdict(incident: &Incident) -> String {
     let mut out = format!(
         "UNHEALTHY  since {}  {}  [{}]\n\n",
         clock(incident.since),
-        incident.scope.words(),
+        incident.place(),
         incident.severity.as_str()
     );
     let mut row = |label: &str, lines: &[String]| {

@@ -1,5 +1,7 @@
 //! The node's conntrack table is full: no new flow, so no new lookup.
 
+use std::time::Duration;
+
 use evidence::{DropClass, Observer, Place};
 
 use super::{Case, Cause, Judgement, Telling, drop_line, dropped_as, fullest_table, lookup_line};
@@ -18,6 +20,7 @@ pub(super) static CAUSE: Cause = Cause {
            by source. Shorter time-outs (nf_conntrack_tcp_timeout_established) empty it sooner.",
     reads: &[Observer::Drops, Observer::ConntrackCounters],
     drops: Some(DropClass::TableFull),
+    waits_for_resend: false,
     judge,
     looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.failure == Failure::Silent),
     absent: |view| {
@@ -44,9 +47,14 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
             line: drop_line(symptom.at, "dropped, the table had no room", dropped),
         });
     }
-    let lookup = symptom.lookup().filter(|lookup| lookup.failure == Failure::Silent)?;
+    // Where the helper looks, a packet that the table refused has a record: without one it was not refused.
+    if view.looked(Observer::Drops, symptom.at.minus(Duration::from_secs(2))) {
+        return None;
+    }
+    let lookup = symptom.lookup()?;
+    let lost = matches!(lookup.failure, Failure::Silent | Failure::SendRefused(_));
     let counters = view.latest_counters(&symptom.node)?;
-    (is_full(counters.entries, counters.max) && view.drop_of(&lookup.queries).is_none()).then(|| Judgement {
+    (lost && is_full(counters.entries, counters.max)).then(|| Judgement {
         confidence: Confidence::Likely,
         scope: Some(Scope { node: Some(symptom.node.clone()), ..Scope::default() }),
         line: lookup_line(symptom, view),

@@ -2,7 +2,7 @@
 
 use evidence::{DropClass, KernelDrop, Observer, Protocol};
 
-use super::{Case, Cause, Judgement, Telling, drop_line, dropped_as, recent_drops};
+use super::{Case, Cause, Judgement, Telling, drop_line, dropped_as};
 use crate::incident::{Confidence, Scope};
 use crate::symptom::{Failure, Symptom};
 use crate::view::View;
@@ -19,10 +19,11 @@ pub(super) static CAUSE: Cause = Cause {
            kernel, or the resolver option single-request-reopen (glibc). NodeLocal DNSCache avoids both.",
     reads: &[Observer::Drops, Observer::ConntrackCounters],
     drops: Some(DropClass::InsertRace),
+    waits_for_resend: true,
     judge,
     looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.failure == Failure::Silent),
     absent: |view| {
-        (recent_drops(view, DropClass::InsertRace) == 0).then(|| "no DNS packet died at insertion".into())
+        (view.recent_drops(DropClass::InsertRace) == 0).then(|| "no DNS packet died at insertion".into())
     },
     tell,
 };
@@ -81,7 +82,7 @@ fn tell(case: &Case, view: &View) -> Telling {
     let mut proof = Vec::new();
     if let Some((dropped, reply)) = sample.and_then(|dropped| Some((dropped, dropped.reply?))) {
         // conntrack-watch fetches the entry that holds the tuple and tells it as a mapping.
-        let holder = view.mappings.values().map(|(_, mapping)| mapping).find(|mapping| {
+        let holder = view.mappings.values().map(|entry| &entry.mapping).find(|mapping| {
             mapping.backend == reply.source
                 && mapping.original.source.port() == reply.destination.port()
                 && Some(mapping.original) != dropped.original

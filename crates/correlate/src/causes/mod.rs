@@ -36,6 +36,8 @@ pub struct Cause {
     pub reads: &'static [Observer],
     /// The class of kernel drops that is its doing alone: their exact number comes from the kernel's totals.
     pub(crate) drops: Option<DropClass>,
+    /// Whether a lost packet of it costs just the wait for the resend.
+    pub(crate) waits_for_resend: bool,
     /// Whether this symptom is its doing.
     pub(crate) judge: fn(&Symptom, &View) -> Option<Judgement>,
     /// Whether the symptom on its own would make one think of it.
@@ -67,6 +69,7 @@ pub(crate) struct Case<'a> {
     pub scope: &'a Scope,
     pub symptoms: &'a [Symptom],
     pub base: &'a Baseline,
+    pub since: WallTime,
     pub dropped: u64,
 }
 
@@ -155,11 +158,6 @@ fn fullest_table(view: &View) -> Option<(String, u64, u64)> {
         .filter_map(|(node, readings)| readings.back().map(|(_, c)| (node.clone(), c.entries, c.max)))
         .filter(|(_, _, max)| *max > 0)
         .max_by(|(_, a, a_max), (_, b, b_max)| (a * b_max).cmp(&(b * a_max)))
-}
-
-/// DNS packets of a class dropped anywhere in the last minute.
-fn recent_drops(view: &View, class: DropClass) -> usize {
-    view.drops.iter().filter(|(_, dropped)| dropped.class == class).count()
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ pub(super) static CAUSE: Cause = Cause {
            Ready. If pods are Ready, compare the Service's selector with their labels.",
     reads: &[Observer::Inventory],
     drops: None,
+    waits_for_resend: false,
     judge,
     looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.failure == Failure::Refused),
     absent: |view| {
@@ -62,10 +63,7 @@ fn tell(case: &Case, view: &View) -> Telling {
         if view.inventory.service.name.is_empty() { "of DNS" } else { &view.inventory.service.name }
     )];
     if case.dropped > 0 {
-        proof.push(format!(
-            "{} queries to its address were rejected by a rule, no packet by the table",
-            case.dropped
-        ));
+        proof.push(format!("{} queries to its address were rejected by a rule", case.dropped));
     }
     Telling { title: CAUSE.title.into(), proof, mend: CAUSE.mend.into() }
 }

@@ -2,7 +2,7 @@
 
 use evidence::{DropClass, Observer, Place};
 
-use super::{Case, Cause, Judgement, Telling, drop_line, dropped_as, lookup_line, recent_drops};
+use super::{Case, Cause, Judgement, Telling, drop_line, dropped_as, lookup_line};
 use crate::incident::{Confidence, Scope};
 use crate::symptom::{Failure, Kind, Symptom};
 use crate::view::View;
@@ -19,12 +19,13 @@ pub(super) static CAUSE: Cause = Cause {
            Allow UDP and TCP to the DNS pods' own port, too: after DNAT that is what the packet carries.",
     reads: &[Observer::Drops],
     drops: None,
+    waits_for_resend: false,
     judge,
     looks_like: |symptom| {
         symptom.dropped().is_some_and(|dropped| dropped.class == DropClass::Rule)
             || symptom.lookup().is_some_and(|lookup| matches!(lookup.failure, Failure::SendRefused(_)))
     },
-    absent: |view| (recent_drops(view, DropClass::Rule) == 0).then(|| "no rule dropped a DNS packet".into()),
+    absent: |view| (view.recent_drops(DropClass::Rule) == 0).then(|| "no rule dropped a DNS packet".into()),
     tell,
 };
 
@@ -93,9 +94,9 @@ fn tell(case: &Case, view: &View) -> Telling {
     }
     if let Some(node) = case.scope.node.as_deref().filter(|_| case.scope.client.is_none()) {
         let (all, dns) = view.total_rise(Some(node), DropClass::Rule, case.base);
-        proof.push(format!(
-            "rules dropped {all} packets on {node}, {dns} of them DNS; no conntrack counter rose with these"
-        ));
+        if all > 0 {
+            proof.push(format!("rules dropped {all} packets on {node}, {dns} of them DNS; no conntrack counter rose with these"));
+        }
     }
     Telling { title: format!("a firewall rule drops DNS {place}"), proof, mend: CAUSE.mend.into() }
 }

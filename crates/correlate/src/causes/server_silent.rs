@@ -20,6 +20,7 @@ pub(super) static CAUSE: Cause = Cause {
     mend: "Restart the silent pod: kubectl -n kube-system delete pod NAME; look at its CPU limit and its log before.",
     reads: &[Observer::Prober, Observer::Drops],
     drops: None,
+    waits_for_resend: false,
     judge,
     looks_like: |symptom| {
         symptom
@@ -44,7 +45,7 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     let silent = view.silent_servers(symptom.at);
     let server: Option<SocketAddr> = match lookup.role {
         ServerRole::Direct => Some(lookup.server),
-        ServerRole::Service => view.mapping_of(&lookup.queries).map(|mapping| mapping.backend),
+        ServerRole::Service => view.mapping_of(lookup).map(|mapping| mapping.backend),
     };
     let to_blame = match server {
         Some(server) => view.was_silent(&server, symptom.at),
@@ -74,10 +75,12 @@ fn tell(case: &Case, view: &View) -> Telling {
         (_, _) => silent.iter().map(|server| view.server_name(server)).collect(),
     };
     let which = if names.len() == serving { "all of them".into() } else { names.join(", ") };
+    let looked = view.looked(Observer::Drops, case.since);
+    let no_drop = if looked { "; no netfilter drop has those queries" } else { "" };
     let mut proof = Vec::new();
     if !names.is_empty() {
         proof.push(format!(
-            "{} of {serving} servers leave direct queries for cluster names unanswered: {which}; no netfilter drop has those queries",
+            "{} of {serving} servers leave direct queries unanswered: {which}{no_drop}",
             names.len()
         ));
     }
@@ -128,7 +131,7 @@ mod tests {
     fn silence(view: &mut View, id: u64) -> Symptom {
         let symptom = direct_symptom(id);
         let lookup = symptom.lookup().unwrap().clone();
-        view.learn_direct(symptom.at.plus(Duration::from_millis(id)), &lookup);
+        view.direct.learn_trouble(symptom.at.plus(Duration::from_millis(id)), &lookup);
         symptom
     }
 
@@ -157,7 +160,7 @@ mod tests {
         view.drops.push_back((symptom.at, dropped));
         assert!(judge(&symptom, &view).is_none());
         let Kind::Lookup(lookup) = &symptom.kind else { panic!() };
-        view.absolve(lookup);
+        view.direct.absolve(lookup);
         assert!(view.silent_servers(view.now.plus(Duration::from_secs(1))).is_empty());
     }
 }

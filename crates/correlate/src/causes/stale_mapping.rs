@@ -21,13 +21,14 @@ pub(super) static CAUSE: Cause = Cause {
            left it: does it run, which version (before 1.32 a failed clean-up is never retried)?",
     reads: &[Observer::ConntrackTable, Observer::Inventory],
     drops: None,
+    waits_for_resend: false,
     judge,
     looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.failure == Failure::Silent),
     absent: |view| {
         let stale = view
             .mappings
             .values()
-            .any(|(_, mapping)| mapping.renewed.is_some() && view.departed(&mapping.backend).is_some());
+            .any(|entry| entry.mapping.renewed.is_some() && view.departed(&entry.mapping.backend).is_some());
         (view.inventory.service.is_virtual && !stale)
             .then(|| "every entry in use leads to a serving endpoint".into())
     },
@@ -37,7 +38,7 @@ pub(super) static CAUSE: Cause = Cause {
 fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     let mapping = match &symptom.kind {
         Kind::Mapping(mapping) => mapping,
-        Kind::Lookup(lookup) if lookup.failure == Failure::Silent => view.mapping_of(&lookup.queries)?,
+        Kind::Lookup(lookup) if lookup.failure == Failure::Silent => view.mapping_of(lookup)?,
         Kind::Lookup(_) | Kind::Drop(_) => return None,
     };
     if !view.inventory.service.is_virtual {
@@ -47,25 +48,29 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     if view.had_no_endpoints(symptom.at) {
         return None;
     }
-    let departed = view.departed(&mapping.backend)?;
-    // A lookup of our own that was sent while rules and slices changed is no proof; the entry's renewal is.
-    if symptom.at < departed.plus(Duration::from_secs(1)) {
+    let (departed, seen) = view.departed(&mapping.backend)?;
+    // A lookup's own packet is the renewal; soon after the change, kube-proxy may still be at work.
+    if matches!(symptom.kind, Kind::Lookup(_)) && symptom.at < departed.plus(RULES_SETTLE) {
         return None;
     }
     let client = mapping.original.source;
+    let left = if seen {
+        format!("which left at {}", time_of_day(departed))
+    } else {
+        "which the inventory does not have (is it up to date?)".into()
+    };
     Some(Judgement {
-        confidence: Confidence::Certain,
+        confidence: if seen { Confidence::Certain } else { Confidence::Likely },
         scope: Some(Scope {
             node: Some(mapping.node.clone()),
             server: Some(mapping.backend.to_string()),
-            client: Some(client.ip().to_string()),
+            client: Some(view.client_key(client.ip())),
         }),
         line: format!(
-            "{}  {client} still sends to {} by way of {}, which left at {}",
+            "{}  {client} still sends to {} by way of {}, {left}",
             time_of_day(symptom.at),
             mapping.original.destination,
             mapping.backend,
-            time_of_day(departed)
         ),
     })
 }
@@ -92,6 +97,8 @@ fn tell(case: &Case, view: &View) -> Telling {
     Telling { title: "stale conntrack mapping to a server that has gone".into(), proof, mend }
 }
 
+const RULES_SETTLE: Duration = Duration::from_secs(3);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +115,7 @@ mod tests {
         let scope = judgement.scope.unwrap();
         assert_eq!(scope.node.as_deref(), Some("node-a"));
         assert_eq!(scope.server.as_deref(), Some("10.244.1.2:53"));
-        assert_eq!(scope.client.as_deref(), Some("10.244.1.7"));
+        assert_eq!(scope.client.as_deref(), Some("default/app"));
     }
 
     #[test]

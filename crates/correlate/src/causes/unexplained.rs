@@ -14,6 +14,7 @@ pub(super) static CAUSE: Cause = Cause {
            symptom. The symptoms with their packets are in the incident's proof.",
     reads: &[],
     drops: None,
+    waits_for_resend: false,
     judge: |_, _| None,
     looks_like: |_| false,
     absent: |_| None,

@@ -20,6 +20,7 @@ pub(super) static CAUSE: Cause = Cause {
            and TCP 53? A second upstream in the forward line carries over.",
     reads: &[Observer::Prober],
     drops: None,
+    waits_for_resend: false,
     judge,
     looks_like: |symptom| symptom.lookup().is_some_and(|lookup| lookup.name_kind == NameKind::Forwarded),
     absent: |view| {
@@ -115,7 +116,7 @@ mod tests {
         let Kind::Lookup(lookup) = &mut symptom.kind else { panic!() };
         lookup.name_kind = NameKind::Forwarded;
         lookup.failure = Failure::Rcode(2);
-        view.learn_direct(symptom.at, lookup);
+        view.direct.learn_trouble(symptom.at, lookup);
         assert!(judge(&symptom, &view).is_none(), "nothing says that the server is well");
         view.learn_ended(answered(symptom.at.plus(Duration::from_millis(200)), NameKind::Cluster));
         assert_eq!(judge(&symptom, &view).unwrap().confidence, Confidence::Likely);

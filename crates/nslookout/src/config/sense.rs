@@ -67,6 +67,7 @@ impl Config {
             ("corednsWatch.timeout", coredns_watch.timeout, SHORTEST),
             // Zero: no waiting for better proof.
             ("correlate.confirmAfter", correlate.confirm_after, Duration::ZERO),
+            ("correlate.openAfter", correlate.open_after, Duration::ZERO),
             ("correlate.closeAfter", correlate.close_after, SHORTEST),
             ("correlate.staleAfter", correlate.stale_after, Duration::ZERO),
             // Their lower limits are the Alertmanagers' own.

@@ -1,0 +1,207 @@
+//! How did each server treat the queries that were made to it directly, and from where?
+//!
+//! Silence counts against a server only while no other vantage gets answers from it: one that is silent for one
+//! vantage alone has a bad path, not a bad server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::ops::Bound;
+use std::time::Duration;
+
+use evidence::{Inventory, NameKind, ServerRole, WallTime};
+
+use crate::symptom::{Failure, TroubledLookup};
+use crate::view::Ended;
+
+/// Direct queries of the last minute, by server address and vantage.
+#[derive(Debug, Default)]
+pub(crate) struct Servers {
+    records: BTreeMap<(SocketAddr, String), Record>,
+}
+
+/// One vantage's queries to one server address, by time of asking.
+#[derive(Debug, Default)]
+struct Record {
+    /// Cluster names answered within a second, or the moment of a late answer.
+    answered: BTreeSet<WallTime>,
+    /// Cluster names unanswered for a second that no drop explains, with the lookup's number.
+    silent: BTreeSet<(WallTime, u64)>,
+    /// Forwarded names answered.
+    forwarded: BTreeSet<WallTime>,
+    /// Forwarded names unanswered, or answered with a server's error.
+    forwarded_failed: BTreeSet<(WallTime, u64)>,
+}
+
+impl Servers {
+    /// Forgets queries made before that time, and servers that are no longer there.
+    pub fn forget(&mut self, horizon: WallTime, inventory: &Inventory) {
+        for record in self.records.values_mut() {
+            record.answered.retain(|at| *at >= horizon);
+            record.silent.retain(|(at, _)| *at >= horizon);
+            record.forwarded.retain(|at| *at >= horizon);
+            record.forwarded_failed.retain(|(at, _)| *at >= horizon);
+        }
+        self.records.retain(|(server, _), _| inventory.endpoints.iter().any(|e| e.address == *server));
+    }
+
+    /// Remembers a query that went wrong.
+    pub fn learn_trouble(&mut self, at: WallTime, lookup: &TroubledLookup) {
+        if lookup.role != ServerRole::Direct {
+            return;
+        }
+        let record = self.records.entry((lookup.server, lookup.vantage.clone())).or_default();
+        let failed = match (lookup.failure, lookup.name_kind) {
+            (Failure::SendRefused(_) | Failure::Unreachable(_), _)
+            | (Failure::Rcode(_), NameKind::Cluster) => return,
+            (Failure::Silent | Failure::Refused, NameKind::Cluster) => &mut record.silent,
+            (Failure::Silent | Failure::Refused | Failure::Rcode(_), NameKind::Forwarded) => {
+                &mut record.forwarded_failed
+            }
+        };
+        if failed.len() < MOST_QUERIES {
+            failed.insert((at, lookup.id.0));
+        }
+    }
+
+    /// Remembers a lookup that ended.
+    pub fn learn_ended(&mut self, ended: &Ended) {
+        let lookup = &ended.lookup;
+        if lookup.role != ServerRole::Direct || !lookup.outcome.is_answer() {
+            return;
+        }
+        let record = self.records.entry((lookup.server, lookup.vantage.clone())).or_default();
+        // A late answer shows that the server answers now, not that it did when it was asked.
+        let quick = ended.ended.since(ended.started) < Duration::from_secs(1);
+        let at = if quick { ended.started } else { ended.ended };
+        let answered = match lookup.name_kind {
+            NameKind::Cluster => &mut record.answered,
+            NameKind::Forwarded => &mut record.forwarded,
+        };
+        if answered.len() >= MOST_QUERIES {
+            answered.pop_first();
+        }
+        answered.insert(at);
+    }
+
+    /// A drop explains that lookup's silence: the server is not to blame for it.
+    pub fn absolve(&mut self, lookup: &TroubledLookup) {
+        if let Some(record) = self.records.get_mut(&(lookup.server, lookup.vantage.clone())) {
+            record.silent.retain(|(_, id)| *id != lookup.id.0);
+            record.forwarded_failed.retain(|(_, id)| *id != lookup.id.0);
+        }
+    }
+
+    /// Whether this address left direct queries for cluster names unanswered at that time: two or more between
+    /// two answers, from a vantage whose silence no other vantage's answer contradicts.
+    pub fn is_silent(&self, server: SocketAddr, at: WallTime) -> bool {
+        self.of(server).any(|(vantage, record)| {
+            let silent = record.silence(at);
+            let (Some(first), Some(last)) = (silent.first(), silent.last()) else { return false };
+            let contradicted = self.of(server).filter(|(other, _)| *other != vantage).any(|(_, other)| {
+                other.answered.range((Bound::Excluded(*first), Bound::Excluded(*last))).next().is_some()
+            });
+            silent.len() >= 2 && !contradicted
+        })
+    }
+
+    /// Whether any vantage was answered by this address after that time.
+    pub fn answered_after(&self, server: SocketAddr, at: WallTime) -> bool {
+        self.of(server).any(|(_, record)| {
+            record.answered.range((Bound::Excluded(at), Bound::Unbounded)).next().is_some()
+        })
+    }
+
+    /// The first unanswered query of the silence around that time.
+    pub fn silent_since(&self, server: SocketAddr, at: WallTime) -> Option<WallTime> {
+        self.of(server).filter_map(|(_, record)| record.silence(at).first().copied()).min()
+    }
+
+    /// Whether this address answered cluster names around that time, and failed or kept silent on forwarded ones.
+    pub fn upstream_failed(&self, server: SocketAddr, at: WallTime) -> bool {
+        self.of(server).any(|(_, record)| record.upstream_failed(at))
+    }
+
+    /// Addresses that were asked directly.
+    pub fn asked(&self) -> BTreeSet<SocketAddr> {
+        self.records.keys().map(|(server, _)| *server).collect()
+    }
+
+    fn of(&self, server: SocketAddr) -> impl Iterator<Item = (&str, &Record)> {
+        self.records
+            .range((server, String::new())..)
+            .take_while(move |((address, _), _)| *address == server)
+            .map(|((_, vantage), record)| (vantage.as_str(), record))
+    }
+}
+
+impl Record {
+    /// The unanswered queries around that time: those after the answer before it and before the answer after it.
+    fn silence(&self, at: WallTime) -> Vec<WallTime> {
+        between(&self.answered, &self.silent, at).collect()
+    }
+
+    /// Forwarded names failed around that time, between two that were answered, while cluster names were
+    /// answered right after and not silent right before.
+    fn upstream_failed(&self, at: WallTime) -> bool {
+        between(&self.forwarded, &self.forwarded_failed, at).any(|failed| {
+            let after = (Bound::Excluded(failed), Bound::Included(failed.plus(ASKED_AGAIN)));
+            let well = self.answered.range(after).next();
+            well.is_some_and(|well| self.silent.range((failed.minus(NEAR), 0)..(*well, 0)).next().is_none())
+        })
+    }
+}
+
+fn between(
+    answered: &BTreeSet<WallTime>,
+    failed: &BTreeSet<(WallTime, u64)>,
+    at: WallTime,
+) -> impl Iterator<Item = WallTime> {
+    let before = answered.range(..=at).next_back().copied().unwrap_or_default();
+    let after = answered.range((Bound::Excluded(at), Bound::Unbounded)).next().copied();
+    let after = after.unwrap_or(WallTime(i64::MAX));
+    failed.range((before, u64::MAX)..(after, 0)).map(|(at, _)| *at)
+}
+
+/// A calm vantage asks a server for a cluster name every 4 s.
+const ASKED_AGAIN: Duration = Duration::from_secs(10);
+const NEAR: Duration = Duration::from_secs(2);
+const MOST_QUERIES: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{NOW, answered, direct_symptom};
+
+    fn silent(servers: &mut Servers, vantage: &str, after: u64) {
+        let mut lookup = direct_symptom(after).lookup().unwrap().clone();
+        lookup.vantage = vantage.into();
+        servers.learn_trouble(NOW.plus(Duration::from_millis(after)), &lookup);
+    }
+
+    fn server() -> SocketAddr {
+        "10.244.1.2:53".parse().unwrap()
+    }
+
+    #[test]
+    fn a_server_silent_for_one_vantage_and_not_for_another_is_not_silent() {
+        let mut servers = Servers::default();
+        silent(&mut servers, "pod-b", 0);
+        silent(&mut servers, "pod-b", 400);
+        assert!(servers.is_silent(server(), NOW.plus(Duration::from_millis(400))));
+        servers.learn_ended(&answered(NOW.plus(Duration::from_millis(200)), NameKind::Cluster));
+        assert!(
+            !servers.is_silent(server(), NOW.plus(Duration::from_millis(400))),
+            "pod-a was answered meanwhile"
+        );
+    }
+
+    #[test]
+    fn silence_ends_with_an_answer_and_is_remembered() {
+        let mut servers = Servers::default();
+        silent(&mut servers, "pod-a", 0);
+        silent(&mut servers, "pod-a", 400);
+        servers.learn_ended(&answered(NOW.plus(Duration::from_secs(2)), NameKind::Cluster));
+        assert!(servers.is_silent(server(), NOW.plus(Duration::from_millis(400))));
+        assert!(!servers.is_silent(server(), NOW.plus(Duration::from_secs(3))));
+    }
+}
