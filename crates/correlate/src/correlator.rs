@@ -302,7 +302,7 @@ impl Correlator {
                     self.take(cause, symptom, judgement, changes);
                 }
                 // Told already, counted only once no cause can come any more: a total never goes down.
-                None if age >= self.config.confirm_after + Duration::from_secs(1) && !symptom.counted => {
+                None if age >= self.config.confirm_after + CORROBORATION && !symptom.counted => {
                     symptom.counted = true;
                     self.take_unexplained(&symptom, changes);
                     self.symptoms.push_back(symptom);
@@ -583,8 +583,10 @@ fn without_passing(changes: Vec<Change>) -> Vec<Change> {
 /// Lookups of one node by the Service, none of them answered: the node fails wholly.
 const WHOLE_NODE: u64 = 5;
 const GRAVER_WITHIN: Duration = Duration::from_secs(5);
+/// Silence needs a second witness: only then is a symptom told as unexplained.
+const CORROBORATION: Duration = Duration::from_secs(4);
 /// A symptom's proof may come late; after that it stays what it is.
-const REJUDGED_FOR: Duration = Duration::from_secs(10);
+const REJUDGED_FOR: Duration = Duration::from_secs(12);
 const UNEXPLAINED: &str = "unexplained";
 /// Batches of several threads come in with their times slightly out of order.
 const CLOCK_SLACK: Duration = Duration::from_secs(5);

@@ -91,29 +91,29 @@ impl Servers {
         }
     }
 
-    /// Whether this address left direct queries for cluster names unanswered at that time: two or more between
-    /// two answers, from a vantage whose silence no other vantage's answer contradicts.
-    pub fn is_silent(&self, server: SocketAddr, at: WallTime) -> bool {
-        self.of(server).any(|(vantage, record)| {
-            let silent = record.silence(at);
-            let (Some(first), Some(last)) = (silent.first(), silent.last()) else { return false };
-            let contradicted = self.of(server).filter(|(other, _)| *other != vantage).any(|(_, other)| {
-                other.answered.range((Bound::Excluded(*first), Bound::Excluded(*last))).next().is_some()
-            });
-            silent.len() >= 2 && !contradicted
-        })
-    }
-
-    /// Whether any vantage was answered by this address after that time.
-    pub fn answered_after(&self, server: SocketAddr, at: WallTime) -> bool {
-        self.of(server).any(|(_, record)| {
-            record.answered.range((Bound::Excluded(at), Bound::Unbounded)).next().is_some()
-        })
-    }
-
-    /// The first unanswered query of the silence around that time.
-    pub fn silent_since(&self, server: SocketAddr, at: WallTime) -> Option<WallTime> {
-        self.of(server).filter_map(|(_, record)| record.silence(at).first().copied()).min()
+    /// Whether the server behind these addresses left direct queries unanswered at that time: two or more, one for a
+    /// cluster name at least, seen by more than one vantage where more than one asks (or for so long that they
+    /// would have), and no answer to another vantage in the midst of one's silence.
+    pub fn is_silent(&self, addresses: &[SocketAddr], at: WallTime) -> bool {
+        let mut asked: BTreeMap<&str, Asked> = BTreeMap::new();
+        for ((_, vantage), record) in
+            self.records.iter().filter(|((server, _), _)| addresses.contains(server))
+        {
+            asked.entry(vantage).or_default().add(record);
+        }
+        let runs: Vec<(&str, Run)> =
+            asked.iter().filter_map(|(vantage, asked)| Some((*vantage, asked.run(at)?))).collect();
+        let contradicted = runs.iter().any(|(vantage, run)| {
+            asked.iter().any(|(other, asked)| other != vantage && asked.answered_between(run.first, run.last))
+        });
+        let (Some(first), Some(last)) =
+            (runs.iter().map(|(_, run)| run.first).min(), runs.iter().map(|(_, run)| run.last).max())
+        else {
+            return false;
+        };
+        let queries: usize = runs.iter().map(|(_, run)| run.queries).sum();
+        let corroborated = runs.len() >= 2 || asked.len() == 1 || last.since(first) >= CORROBORATED_WITHIN;
+        queries >= 2 && runs.iter().any(|(_, run)| run.cluster) && corroborated && !contradicted
     }
 
     /// Whether this address answered cluster names around that time, and failed or kept silent on forwarded ones.
@@ -134,36 +134,75 @@ impl Servers {
     }
 }
 
-impl Record {
-    /// The unanswered queries around that time: those after the answer before it and before the answer after it.
-    fn silence(&self, at: WallTime) -> Vec<WallTime> {
-        between(&self.answered, &self.silent, at).collect()
+/// All that one vantage asked one server, over its addresses.
+#[derive(Debug, Default)]
+struct Asked {
+    answered: BTreeSet<WallTime>,
+    /// With the lookup's number, and whether the name was the cluster's.
+    silent: BTreeSet<(WallTime, u64, bool)>,
+}
+
+/// The unanswered queries of one vantage between two answers.
+#[derive(Debug)]
+struct Run {
+    first: WallTime,
+    last: WallTime,
+    queries: usize,
+    /// One of them at least was for a cluster name.
+    cluster: bool,
+}
+
+impl Asked {
+    fn add(&mut self, record: &Record) {
+        self.answered.extend(&record.answered);
+        self.silent.extend(record.silent.iter().map(|(at, id)| (*at, *id, true)));
+        self.silent.extend(record.forwarded_failed.iter().map(|(at, id)| (*at, *id, false)));
     }
 
+    /// The silence around that time: after the answer before it and before the answer after it.
+    fn run(&self, at: WallTime) -> Option<Run> {
+        let (before, after) = around(&self.answered, at);
+        let silent: Vec<_> =
+            self.silent.range((before, u64::MAX, true)..(after, 0, false)).copied().collect();
+        Some(Run {
+            first: silent.first()?.0,
+            last: silent.last()?.0,
+            queries: silent.len(),
+            cluster: silent.iter().any(|(_, _, cluster)| *cluster),
+        })
+    }
+
+    fn answered_between(&self, first: WallTime, last: WallTime) -> bool {
+        self.answered.range((Bound::Excluded(first), Bound::Unbounded)).next().is_some_and(|at| *at < last)
+    }
+}
+
+impl Record {
     /// Forwarded names failed around that time, between two that were answered, while cluster names were
     /// answered right after and not silent right before.
     fn upstream_failed(&self, at: WallTime) -> bool {
-        between(&self.forwarded, &self.forwarded_failed, at).any(|failed| {
-            let after = (Bound::Excluded(failed), Bound::Included(failed.plus(ASKED_AGAIN)));
-            let well = self.answered.range(after).next();
+        let (before, after) = around(&self.forwarded, at);
+        self.forwarded_failed.range((before, u64::MAX)..(after, 0)).any(|(failed, _)| {
+            let well = self
+                .answered
+                .range((Bound::Excluded(*failed), Bound::Included(failed.plus(ASKED_AGAIN))))
+                .next();
             well.is_some_and(|well| self.silent.range((failed.minus(NEAR), 0)..(*well, 0)).next().is_none())
         })
     }
 }
 
-fn between(
-    answered: &BTreeSet<WallTime>,
-    failed: &BTreeSet<(WallTime, u64)>,
-    at: WallTime,
-) -> impl Iterator<Item = WallTime> {
+/// The answers before and after a time, or the beginning and the end of time.
+fn around(answered: &BTreeSet<WallTime>, at: WallTime) -> (WallTime, WallTime) {
     let before = answered.range(..=at).next_back().copied().unwrap_or_default();
     let after = answered.range((Bound::Excluded(at), Bound::Unbounded)).next().copied();
-    let after = after.unwrap_or(WallTime(i64::MAX));
-    failed.range((before, u64::MAX)..(after, 0)).map(|(at, _)| *at)
+    (before, after.unwrap_or(WallTime(i64::MAX)))
 }
 
 /// A calm vantage asks a server for a cluster name every 4 s.
 const ASKED_AGAIN: Duration = Duration::from_secs(10);
+/// So long a silence and no other vantage has met it: the others ask elsewhere.
+const CORROBORATED_WITHIN: Duration = Duration::from_secs(5);
 const NEAR: Duration = Duration::from_secs(2);
 const MOST_QUERIES: usize = 256;
 
@@ -182,17 +221,38 @@ mod tests {
         "10.244.1.2:53".parse().unwrap()
     }
 
+    fn is_silent(servers: &Servers, after: u64) -> bool {
+        servers.is_silent(&[server()], NOW.plus(Duration::from_millis(after)))
+    }
+
     #[test]
     fn a_server_silent_for_one_vantage_and_not_for_another_is_not_silent() {
         let mut servers = Servers::default();
         silent(&mut servers, "pod-b", 0);
         silent(&mut servers, "pod-b", 400);
-        assert!(servers.is_silent(server(), NOW.plus(Duration::from_millis(400))));
+        assert!(is_silent(&servers, 400), "nobody else asks");
         servers.learn_ended(&answered(NOW.plus(Duration::from_millis(200)), NameKind::Cluster));
-        assert!(
-            !servers.is_silent(server(), NOW.plus(Duration::from_millis(400))),
-            "pod-a was answered meanwhile"
-        );
+        assert!(!is_silent(&servers, 400), "pod-a was answered meanwhile");
+    }
+
+    #[test]
+    fn one_vantage_alone_is_believed_only_after_the_others_had_time_to_ask() {
+        let mut servers = Servers::default();
+        servers.learn_ended(&answered(NOW.minus(Duration::from_secs(1)), NameKind::Cluster));
+        silent(&mut servers, "pod-b", 0);
+        silent(&mut servers, "pod-b", 400);
+        assert!(!is_silent(&servers, 400), "pod-a has not asked since");
+        silent(&mut servers, "pod-a", 900);
+        assert!(is_silent(&servers, 400));
+    }
+
+    #[test]
+    fn one_query_and_two_at_the_same_moment_are_no_trouble_to_judge() {
+        let mut servers = Servers::default();
+        silent(&mut servers, "pod-a", 0);
+        assert!(!is_silent(&servers, 0));
+        silent(&mut servers, "pod-b", 0);
+        assert!(is_silent(&servers, 0));
     }
 
     #[test]
@@ -201,7 +261,7 @@ mod tests {
         silent(&mut servers, "pod-a", 0);
         silent(&mut servers, "pod-a", 400);
         servers.learn_ended(&answered(NOW.plus(Duration::from_secs(2)), NameKind::Cluster));
-        assert!(servers.is_silent(server(), NOW.plus(Duration::from_millis(400))));
-        assert!(!servers.is_silent(server(), NOW.plus(Duration::from_secs(3))));
+        assert!(is_silent(&servers, 400));
+        assert!(!is_silent(&servers, 3000));
     }
 }

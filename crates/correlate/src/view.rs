@@ -170,18 +170,14 @@ impl View {
     /// Servers that were silent at that time, each named by its first address, or by the one address that is
     /// silent while its others answer.
     pub fn silent_servers(&self, at: WallTime) -> Vec<SocketAddr> {
-        self.servers()
-            .into_values()
-            .filter_map(|addresses| {
-                let silent: Vec<SocketAddr> =
-                    addresses.iter().copied().filter(|address| self.direct.is_silent(*address, at)).collect();
-                let since =
-                    silent.iter().filter_map(|address| self.direct.silent_since(*address, at)).min()?;
-                let others_answer =
-                    addresses.iter().any(|a| !silent.contains(a) && self.direct.answered_after(*a, since));
-                if others_answer { silent.first().copied() } else { addresses.first().copied() }
-            })
-            .collect()
+        let servers = self.servers();
+        let silent = servers.values().filter_map(|addresses| {
+            if self.direct.is_silent(addresses, at) {
+                return addresses.first().copied();
+            }
+            addresses.iter().copied().find(|address| self.direct.is_silent(&[*address], at))
+        });
+        silent.collect()
     }
 
     /// Whether this address is of a server that was silent at that time.

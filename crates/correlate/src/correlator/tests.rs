@@ -138,13 +138,13 @@ fn few_symptoms_without_a_cause_are_counted_and_many_open_an_incident() {
     for id in 0..4 {
         bench.silent(id, "10.96.0.10:53", ServerRole::Service);
     }
-    bench.wait(12);
+    bench.wait(13);
     assert!(bench.correlator.incidents().is_empty());
     assert_eq!(bench.correlator.counts().collect::<Vec<_>>(), [("unexplained", Confidence::Unexplained, 4)]);
     for id in 4..9 {
         bench.silent(id, "10.96.0.10:53", ServerRole::Service);
     }
-    bench.wait(4);
+    bench.wait(7);
     assert_eq!(bench.correlator.incidents()[0].cause, "unexplained");
 }
 
