@@ -88,8 +88,8 @@ fn tell(case: &Case, view: &View) -> Telling {
                 && Some(mapping.original) != dropped.original
         });
         let held = holder.map_or("taken".to_owned(), |mapping| {
-            let pod = view.client_name(mapping.original.source.ip());
-            format!("held by {}, of {pod}", mapping.original.source)
+            let source = mapping.original.source;
+            format!("held by {source} ({})", view.client_key(source.ip()))
         });
         proof.push(format!("the reply tuple it wanted, {reply}, was {held}"));
     }
