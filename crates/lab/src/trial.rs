@@ -167,31 +167,6 @@ impl<'a> Trial<'a> {
         }
     }
 
-    /// The sum of a metric's samples on the metrics page.
-    pub fn metric(&self, name: &str) -> Result<f64, Error> {
-        let page = self.metrics_page()?;
-        let samples = page
-            .lines()
-            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])));
-        Ok(samples.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
-    }
-
-    /// Whether the metrics page has such a metric.
-    pub fn has_metric(&self, name: &str) -> Result<bool, Error> {
-        Ok(self
-            .metrics_page()?
-            .lines()
-            .any(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']))))
-    }
-
-    fn metrics_page(&self) -> Result<String, Error> {
-        let (status, page) = http_get(&self.site.monitor, METRICS, "/metrics")?;
-        if status == 200 {
-            return Ok(page);
-        }
-        Err(Error::system(format!("/metrics answered {status}"))(std::io::ErrorKind::InvalidData.into()))
-    }
-
     /// Waits till no incident is open.
     pub fn wait_till_calm(&mut self, deadline: Duration) -> Result<Status, Error> {
         self.wait_for("no incident is open", deadline, |status| status.incidents.is_empty())
@@ -284,6 +259,20 @@ impl Judgement {
     pub fn right(&self) -> bool {
         self.wrong.is_empty()
     }
+}
+
+/// The sum of a metric's samples on nslookout's metrics page; nothing where the page has none.
+pub fn metric(site: &Site, name: &str) -> Result<Option<f64>, Error> {
+    let (status, page) = http_get(&site.monitor, METRICS, "/metrics")?;
+    if status != 200 {
+        return Err(Error::system(format!("/metrics answered {status}"))(
+            std::io::ErrorKind::InvalidData.into(),
+        ));
+    }
+    let is_sample = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let values =
+        page.lines().filter(is_sample).filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
+    Ok(values.reduce(|sum, value| sum + value))
 }
 
 /// The pods that are probed from: the first one of each node.
