@@ -2,6 +2,10 @@
 //!
 //! The kernel keeps no age and no packet count by default, and never tells of entries made before the listener. That an
 //! entry is in use shows in its expiry moving on between two dumps. No IO, no clock: dumps come in, rows go out.
+//!
+//! An entry that was never translated is what every flow looks like where the Service is no affair of netfilter's (Cilium),
+//! so by itself it says nothing. But a client that goes on sending and never gets a reply through it may be held by one that
+//! was made before kube-proxy's rules were there (<https://github.com/kubernetes/kubernetes/issues/126468>).
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -41,7 +45,7 @@ pub struct DumpReader<'a> {
 /// What a dump showed.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Rows whose backend does not serve (all of them, up to the cap), then a sample of those that no reply came through.
+    /// Rows whose backend does not serve, those never translated only as the head of this file says (all of them, up to the cap), then a sample of those that no reply came through.
     pub rows: Vec<Mapping>,
     /// How many of the rows are of the first kind.
     pub astray: usize,
@@ -102,6 +106,10 @@ impl DumpReader<'_> {
     pub fn add(&mut self, entry: &Entry) {
         let renewed = self.mappings.renewed(entry, self.at);
         let backend = entry.reply.source;
+        let translated = backend != entry.original.destination;
+        if !translated && (entry.replied() || renewed.is_none()) {
+            return;
+        }
         let leads_astray = !self.serving.contains(&backend);
         if !leads_astray && entry.replied() {
             return;
@@ -198,8 +206,20 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_never_translated_leads_astray() {
-        assert_eq!(dump(&mut Mappings::default(), 1, &[entry(1, "10.96.0.10:53", 29, false)]).astray, 1);
+    fn an_entry_never_translated_leads_astray_if_it_is_renewed_and_brings_no_reply() {
+        let service = "10.96.0.10:53";
+        for (name, expires_secs, replied, astray) in [
+            ("unreplied, in use", 29, false, 1),
+            ("unreplied, left over", 27, false, 0),
+            ("no NAT by design, in use", 29, true, 0),
+            ("no NAT by design, left over", 27, true, 0),
+        ] {
+            let mut mappings = Mappings::default();
+            let first = dump(&mut mappings, 1, &[entry(1, service, 29, replied)]);
+            assert_eq!(first, Found::default(), "{name}: one dump can't tell");
+            let found = dump(&mut mappings, 3, &[entry(1, service, expires_secs, replied)]);
+            assert_eq!((found.rows.len(), found.astray), (astray, astray), "{name}");
+        }
     }
 
     #[test]
