@@ -101,6 +101,7 @@ impl Watcher {
         let inventory = Arc::clone(&self.inventory.borrow());
         let mut totals = self.totals();
         let lost = self.helper_losses();
+        self.tidy();
         for (index, node) in self.nodes.iter_mut().enumerate() {
             let mut observations: Vec<_> =
                 totals.remove(&index).unwrap_or_default().into_iter().map(Observation::DropTotals).collect();
@@ -215,6 +216,14 @@ impl Watcher {
             });
         }
         by_node
+    }
+
+    /// Takes the totals of namespaces that may be gone out of the kernel's map. The nodes' own stay.
+    fn tidy(&mut self) {
+        let own: Vec<_> = self.nodes.iter().map(|node| node.namespace.inode()).collect();
+        if let Ok(drops) = &mut self.drops {
+            drops.tidy(&own, BootTime::now());
+        }
     }
 
     /// The node that reports a namespace's drops: itself, or the one that the namespace hangs on. The first, where that

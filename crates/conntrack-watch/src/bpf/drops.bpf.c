@@ -161,13 +161,15 @@ struct {
 	__type(value, struct trouble);
 } troubles SEC(".maps");
 
+/* A base line that had to make room for another costs one packet of class UNKNOWN. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 8192);
 	__type(key, struct place);
 	__type(value, struct baseline);
 } baselines SEC(".maps");
 
+/* No LRU: a total that is thrown out is lost. User space sets the size, and deletes what stands still. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, 1024);
@@ -184,8 +186,8 @@ struct {
 
 /* Which namespace a pod's namespace hangs on, as its drops showed. */
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2048);
 	__type(key, __u32);
 	__type(value, __u32);
 } owners SEC(".maps");
@@ -548,6 +550,18 @@ static __always_inline void count(__u32 netns, enum class class, bool is_dns, st
 		total->dns += 1;
 }
 
+/* The inode number of a namespace that is gone is used again, maybe by a pod of another node. */
+static __always_inline void remember_owner(__u32 netns, __u32 owner)
+{
+	__u32 *known;
+
+	if (!owner)
+		return;
+	known = bpf_map_lookup_elem(&owners, &netns);
+	if (!known || *known != owner)
+		bpf_map_update_elem(&owners, &netns, &owner, BPF_ANY);
+}
+
 SEC("tp_btf/kfree_skb")
 int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location, enum skb_drop_reason reason)
 {
@@ -591,10 +605,10 @@ int BPF_PROG(on_kfree_skb, struct sk_buff *skb, void *location, enum skb_drop_re
 			     is_dns(original.destination, original.destination_port, packet.source.proto) ||
 			     is_dns(reply.source, reply.source_port, packet.source.proto);
 	}
-	count(netns, class, dns_packet, trouble);
+	/* Before the total: who reads that asks for the owner. */
 	owner = owner_of(dev);
-	if (owner && !bpf_map_lookup_elem(&owners, &netns))
-		bpf_map_update_elem(&owners, &netns, &owner, BPF_ANY);
+	remember_owner(netns, owner);
+	count(netns, class, dns_packet, trouble);
 	if (!dns_packet)
 		return 0;
 

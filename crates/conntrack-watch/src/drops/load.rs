@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use evidence::CoverageState;
 use libbpf_rs::{ErrorKind, MapCore, MapHandle, Object, ObjectBuilder, PrintLevel, RingBufferBuilder};
 
+use super::ledger::Ledger;
 use super::{Drops, Inbox};
 use crate::sys;
 
@@ -19,6 +20,9 @@ use crate::sys;
 struct Aligned<T: ?Sized>(T);
 
 static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR"), "/drops.bpf.o")));
+
+/// A node's pods number 110 by default, and few have drops, mostly of one class. An element takes 16 octets on each CPU.
+const TOTALS: u32 = 1024;
 
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
@@ -55,6 +59,11 @@ impl Error {
 impl Drops {
     /// Loads and attaches the program.
     pub fn load() -> Result<Self, Error> {
+        Self::load_with_room(TOTALS)
+    }
+
+    /// The same with room for so many totals at one time: namespaces times classes.
+    pub fn load_with_room(totals: u32) -> Result<Self, Error> {
         // libbpf would write to stderr.
         libbpf_rs::set_print(Some((PrintLevel::Debug, |_, text| tracing::debug!("{}", text.trim_end()))));
         if !Path::new("/sys/kernel/btf/vmlinux").exists() {
@@ -62,11 +71,15 @@ impl Drops {
                 why: "the kernel has no BTF (/sys/kernel/btf/vmlinux; CONFIG_DEBUG_INFO_BTF)".into(),
             });
         }
-        Self::try_load().map_err(|error| diagnose(&error))
+        Self::try_load(totals).map_err(|error| diagnose(&error))
     }
 
-    fn try_load() -> Result<Self, libbpf_rs::Error> {
-        let object = ObjectBuilder::default().name("nslookout_drops")?.open_memory(&OBJECT.0)?.load()?;
+    fn try_load(room: u32) -> Result<Self, libbpf_rs::Error> {
+        let mut object = ObjectBuilder::default().name("nslookout_drops")?.open_memory(&OBJECT.0)?;
+        for mut map in object.maps_mut().filter(|map| map.name() == "totals") {
+            map.set_max_entries(room)?;
+        }
+        let object = object.load()?;
         let program = object
             .progs_mut()
             .find(|program| program.name() == "on_kfree_skb")
@@ -92,6 +105,7 @@ impl Drops {
             baselines: baselines?,
             dns: dns?,
             owners: owners?,
+            ledger: Ledger::new(usize::try_from(room).unwrap_or(usize::MAX)),
             known: BTreeSet::new(),
             unknown: 0,
             program: program.as_fd().as_raw_fd(),

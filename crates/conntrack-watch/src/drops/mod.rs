@@ -3,17 +3,18 @@
 //! Loads the BPF program of `src/bpf/drops.bpf.c`, tells it which addresses are DNS and what the counters were, and reads
 //! its records and totals. It sees the whole kernel, each namespace apart.
 
+mod ledger;
 mod load;
 mod record;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use evidence::{DropClass, Protocol};
+use evidence::{BootTime, DropClass, Protocol};
 use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object, RingBuffer};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -21,6 +22,7 @@ use tokio::io::unix::AsyncFd;
 pub use load::Error;
 pub use record::Record;
 
+use self::ledger::{Key, Ledger, Packets};
 use crate::netlink::CpuStats;
 
 /// The loaded program. It goes with this value.
@@ -36,6 +38,7 @@ pub struct Drops {
     baselines: MapHandle,
     dns: MapHandle,
     owners: MapHandle,
+    ledger: Ledger,
     known: BTreeSet<[u8; record::ENDPOINT]>,
     /// DNS addresses for which the map has no room.
     unknown: u64,
@@ -44,7 +47,8 @@ pub struct Drops {
     _object: Object,
 }
 
-/// Drops of one class in one namespace since the program was loaded.
+/// Drops of one class in one namespace (or in several, one after the other, of the same inode number) since the program was
+/// loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Total {
     /// Inode of the namespace.
@@ -62,7 +66,7 @@ pub struct Total {
 pub struct Trouble {
     /// Records for which the ring had no room.
     pub lost_records: u64,
-    /// Drops that no total counts: too many namespaces.
+    /// Drops that no total counts: too many namespaces at one time.
     pub uncounted: u64,
     /// Drops of class Unknown, for want of a base line.
     pub no_baseline: u64,
@@ -148,17 +152,36 @@ impl Drops {
         std::mem::take(&mut self.inbox().records)
     }
 
-    /// Totals since the program was loaded, from per-CPU counters: exact even where records were lost.
+    /// Totals since the program was loaded, from per-CPU counters: exact even where records were lost. Those that
+    /// [`tidy`](Self::tidy) took out are not among them, until their namespace has another drop.
     pub fn totals(&self) -> Vec<Total> {
-        self.totals
-            .keys()
-            .filter_map(|key| {
-                let [namespace, class] = words(&key)?;
-                let cpus = self.totals.lookup_percpu(&key, MapFlags::ANY).ok()??;
-                let [all, dns] = sum(&cpus);
-                Some(Total { namespace, class: record::class_of(class)?, all, dns })
+        self.elements()
+            .map(|(_, key, element)| {
+                let Packets { all, dns } = self.ledger.whole(key, element);
+                Total { namespace: key.0, class: key.1, all, dns }
             })
             .collect()
+    }
+
+    /// Makes room in the kernel's map: what stands still is taken out and kept here, but for the namespaces to keep. To be
+    /// called now and then, after the totals were told.
+    pub fn tidy(&mut self, keep: &[u32], now: BootTime) {
+        let mut raw = HashMap::new();
+        let elements: Vec<_> = self.elements().collect();
+        for (bytes, key, element) in elements {
+            self.ledger.read(key, element, now);
+            raw.insert(key, bytes);
+        }
+        for (key, element) in self.ledger.still(keep, now) {
+            let Some(bytes) = raw.get(&key) else { continue };
+            // libbpf-rs can't look up and delete in one call on a per-CPU map. A drop in the microsecond between is not
+            // counted; its record is told all the same.
+            if self.element(bytes).is_some_and(|(_, last)| last == element)
+                && self.totals.delete(bytes).is_ok()
+            {
+                self.ledger.take_out(key);
+            }
+        }
     }
 
     /// The namespace on whose veth this one hangs, as its drops showed: for a pod, its node's.
@@ -192,6 +215,20 @@ impl Drops {
                 text.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
             })
             .unwrap_or(0)
+    }
+
+    fn elements(&self) -> impl Iterator<Item = (Vec<u8>, Key, Packets)> + '_ {
+        self.totals.keys().filter_map(|bytes| {
+            let (key, packets) = self.element(&bytes)?;
+            Some((bytes, key, packets))
+        })
+    }
+
+    fn element(&self, bytes: &[u8]) -> Option<(Key, Packets)> {
+        let [namespace, class] = words(bytes)?;
+        let cpus = self.totals.lookup_percpu(bytes, MapFlags::ANY).ok()??;
+        let [all, dns] = sum(&cpus);
+        Some(((namespace, record::class_of(class)?), Packets { all, dns }))
     }
 
     fn inbox(&self) -> MutexGuard<'_, Inbox> {
