@@ -1,12 +1,14 @@
 //! `lab demo`: each fault goes in for real, and what nslookout makes of it is shown as it happens.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::alertmanager::Alert;
-use crate::faults::{self, Choice, Fault, Scope};
-use crate::trial::{Judgement, Trial};
+use crate::faults::{self, Active, Choice, Fault, Scope};
+use crate::trial::kernel::{dropped_by_rules, refused_by_full_table};
+use crate::trial::{Judgement, Span, Trial, explains_others};
 use crate::{Error, Lab, Options, Site};
 
 /// One fault's way from injection to Alertmanager.
@@ -16,7 +18,7 @@ pub struct Run {
     pub fault: &'static Fault,
     /// What was named, with its confidence.
     pub named: String,
-    /// From the start of the injection till nslookout named it.
+    /// From the start of the injection till nslookout named its cause.
     pub verdict: Duration,
     /// From the start of the injection till Alertmanager had the alert.
     pub alert_after: Duration,
@@ -24,14 +26,35 @@ pub struct Run {
     pub alert: Option<Alert>,
     /// What was wrong, if anything.
     pub wrong: Vec<String>,
+    /// Symptoms of other causes over the span: few, none of them certain, none told as an incident.
+    pub aside: Vec<String>,
     /// The verdict as a person reads it.
     pub told: String,
-    /// Dropped DNS packets in the incident's last figures.
+    /// Dropped DNS packets, the most that the incident told.
     pub dropped: u64,
+    /// Mappings that lead nowhere, the most that the incident told.
+    pub mappings: u64,
+    /// The client of the incident's scope, as last told.
+    pub client: Option<String>,
+    /// The clients that suffer, by name, as last told.
+    pub clients: Vec<String>,
     /// Queries that the fault's own clients lost, by their own count.
     pub lost: u64,
+    /// What the kernel counted itself.
+    pub counted: Counted,
+    /// The fault as it was put in, with its clients' last counts.
+    pub active: Active,
     /// From the start of the injection till all was calm again.
     pub span: (SystemTime, SystemTime),
+}
+
+/// What the kernel counted itself over a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Packets that conntrack of the fault's node refused for want of an entry, DNS or not.
+    pub refused: u64,
+    /// What the incident told as dropped, and a moment later the packets that the fault's own rules had dropped.
+    pub by_rules: Option<(u64, u64)>,
 }
 
 /// Runs the faults one after the other and shows all of it. True if each verdict was right.
@@ -85,18 +108,25 @@ pub fn one(
     show: impl FnOnce(&Run),
 ) -> Result<Run, Error> {
     let site = trial.site;
+    let mut span = Span::new(fault, trial.status()?);
+    let refused = refused_by_node(site)?;
     let (start, from) = (Instant::now(), SystemTime::now());
     let active = fault.on(site, choice)?;
-    let named = trial.wait_for("an incident is open", LONGEST, |status| !status.incidents.is_empty());
+    let what = format!("{} is named", fault.expected.cause);
+    let named = trial.wait_for(&what, LONGEST, |status| span.see(status));
     let verdict = start.elapsed();
     let alert = named.and_then(|_| trial.wait_for_alert(fault.expected.cause, LONGEST));
     let alert_after = start.elapsed();
-    // A moment more, so that the figures of the verdict are those of a second and not of the first packet.
-    let settled =
-        trial.wait_for("the incident stands", SETTLE * 2, |_| start.elapsed() > alert_after + SETTLE);
+    // A moment more, so that the figures of the verdict are those of a second and not of the first packet. A lookup
+    // that fails takes a second to be one, so what is explained may come later still.
+    let settled = trial.wait_for("the incident stands", EXPLAINED, |status| {
+        span.see(status);
+        let own = status.incidents.iter().find(|incident| incident.cause == fault.expected.cause);
+        let explained = own.is_some_and(|incident| !incident.explained.is_empty());
+        start.elapsed() > alert_after + SETTLE && (explained || !explains_others(fault))
+    });
     let status = settled.or_else(|_| trial.status())?;
-    let mut wrong = Judgement::of(fault, &active, &status).wrong;
-    wrong.extend(alert.as_ref().err().map(ToString::to_string));
+    let judgement = Judgement::of(fault, &active, &status);
     let named: Vec<String> = status
         .incidents
         .iter()
@@ -107,23 +137,58 @@ pub fn one(
         named: named.join(", "),
         verdict,
         alert_after,
-        alert: alert.ok(),
-        wrong,
+        wrong: judgement.wrong,
+        aside: Vec::new(),
         told: trial.verdict()?,
         dropped: 0,
+        mappings: 0,
+        client: None,
+        clients: Vec::new(),
         lost: 0,
+        counted: Counted::default(),
         span: (from, from),
+        active,
+        alert: None,
     };
+    match alert {
+        Ok(alert) => run.alert = Some(alert),
+        Err(error) => run.wrong.push(error.to_string()),
+    }
     show(&run);
-    let ended = fault.off(site)?;
-    run.lost = ended.map_or(0, |active| active.truth.clients.iter().map(|client| client.lost).sum());
+    // What is told was counted before it was told, so the rule's own counter can't be behind it.
+    span.see(&trial.status()?);
+    run.counted.by_rules = dropped_by_rules(site, &run.active)?.map(|packets| (span.dropped, packets));
+    if let Some(active) = fault.off(site)? {
+        run.active = active;
+    }
+    run.lost = run.active.truth.clients.iter().map(|client| client.lost).sum();
     trial.wait_for("no incident is open", CALM, |status| {
-        let dropped = status.incidents.iter().filter_map(|i| i.suffers.get("droppedPackets")?.as_u64()).max();
-        run.dropped = run.dropped.max(dropped.unwrap_or_default());
+        span.see(status);
         status.incidents.is_empty()
     })?;
     run.span.1 = SystemTime::now();
+    run.counted.refused = match &run.active.node {
+        Some(node) => rise(&refused, &refused_by_node(site)?, node),
+        None => 0,
+    };
+    let over = span.judge();
+    run.wrong.extend(over.wrong);
+    run.aside = over.aside;
+    (run.dropped, run.mappings) = (span.dropped, span.mappings);
+    (run.client, run.clients) = (span.client, span.clients);
     Ok(run)
+}
+
+type ByNode = BTreeMap<String, u64>;
+
+fn refused_by_node(site: &Site) -> Result<ByNode, Error> {
+    let nodes = site.nodes.iter();
+    nodes.map(|node| Ok((node.name.clone(), refused_by_full_table(&node.netns)?))).collect()
+}
+
+fn rise(before: &ByNode, after: &ByNode, node: &str) -> u64 {
+    let at = |counts: &ByNode| counts.get(node).copied().unwrap_or_default();
+    at(after).saturating_sub(at(before))
 }
 
 /// Where only the prober sends DNS, a fault of one pod has to befall a pod that it probes from; where every pod
@@ -141,7 +206,7 @@ fn show(run: &Run) {
         run.verdict.as_secs_f64(),
         run.alert_after.as_secs_f64()
     );
-    let incident = run.told.split("\n\n  profile").next().unwrap_or(&run.told);
+    let incident = run.told.split("\n\n   profile").next().unwrap_or(&run.told);
     println!("{}", indented(incident.trim_end()));
     match &run.alert {
         Some(alert) => {
@@ -182,6 +247,9 @@ fn print_table(runs: &[Run]) {
             }
         );
     }
+    for run in runs.iter().filter(|run| !run.aside.is_empty()) {
+        println!("aside, in no verdict: {} under {}", run.aside.join(", "), run.fault.name);
+    }
     let right = runs.iter().filter(|run| run.wrong.is_empty()).count();
     println!("{right} of {} right", runs.len());
 }
@@ -192,4 +260,5 @@ fn indented(text: &str) -> String {
 
 const LONGEST: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(1);
+const EXPLAINED: Duration = Duration::from_secs(10);
 const CALM: Duration = Duration::from_secs(60);

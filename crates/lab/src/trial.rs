@@ -12,14 +12,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use serde::Deserialize;
-use serde_json::Value;
 
 use crate::alertmanager::{Alert, http_get};
-use crate::faults::{Active, Fault, Scope};
 use crate::process::ProcessId;
 use crate::site::Pod;
 use crate::{Error, Site};
+
+pub use judgement::{Judgement, Span, explains_others};
+pub use status::{Incident, OBSERVERS, Status, Suffers, Symptoms};
+
+mod judgement;
+pub mod kernel;
+mod status;
 
 /// nslookout at work on a site.
 #[derive(Debug)]
@@ -33,55 +37,16 @@ pub struct Trial<'a> {
     pub log: PathBuf,
 }
 
-/// The verdict's JSON, as far as trials read it.
-#[derive(Debug, Clone, Deserialize)]
-pub struct Status {
-    /// "healthy", "unhealthy" or "unknown".
-    pub state: String,
-    /// Open incidents.
-    pub incidents: Vec<Incident>,
-    /// Who looked where.
-    pub coverage: Vec<Value>,
-    /// Symptoms by cause since the start.
-    pub symptoms: Vec<Value>,
-}
-
-/// An incident's JSON, as far as trials read it.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Incident {
-    /// Its id.
-    pub id: String,
-    /// Its cause's id.
-    pub cause: String,
-    /// "certain", "likely" or "unexplained".
-    pub confidence: String,
-    /// "critical", "warning" or "info".
-    pub severity: String,
-    /// node, server, client where narrowed.
-    pub scope: Value,
-    /// Counts.
-    pub suffers: Value,
-    /// Lines.
-    pub proof: Vec<String>,
-    /// Other causes that seem to speak.
-    pub explained: Vec<Value>,
-    /// Causes not found.
-    pub ruled_out: Vec<Value>,
-}
-
-/// What a verdict got right and wrong; empty is right.
-#[derive(Debug, Clone, Default)]
-pub struct Judgement {
-    /// One line for each thing that is wrong.
-    pub wrong: Vec<String>,
-}
-
 impl<'a> Trial<'a> {
     /// Starts nslookout on the site and waits till all its observers look and lookups are answered.
     pub fn start(site: &'a Site, binary: &Path) -> Result<Self, Error> {
+        Self::start_with(site, binary, "", &[])
+    }
+
+    /// The same with more configuration, as YAML, by which these observers (of [`OBSERVERS`]) can't look.
+    pub fn start_with(site: &'a Site, binary: &Path, more: &str, blind: &[&str]) -> Result<Self, Error> {
         let config = site.dir.join("nslookout.yaml");
-        fs::write(&config, configuration(site)).map_err(Error::file("write", &config))?;
+        fs::write(&config, configuration(site) + more).map_err(Error::file("write", &config))?;
         let log = site.dir.join("nslookout.log");
         let output = File::create(&log).map_err(Error::file("write", &log))?;
         let errors = output.try_clone().map_err(Error::file("write", &log))?;
@@ -94,11 +59,9 @@ impl<'a> Trial<'a> {
             "nslookout looks everywhere and every lookup is answered",
             READY_WITHIN,
             |status| {
-                let blind = status
-                    .coverage
-                    .iter()
-                    .any(|line| line.get("state").and_then(Value::as_str) != Some("looked"));
-                status.state == "healthy" && !blind && observers(status) >= OBSERVERS
+                let looking = status.looking();
+                let ready = OBSERVERS.iter().all(|name| blind.contains(name) || looking.contains(name));
+                status.state == "healthy" && ready
             },
         )?;
         Ok(trial)
@@ -207,60 +170,6 @@ impl Drop for Trial<'_> {
     }
 }
 
-impl Judgement {
-    /// Holds a status against what the fault should show.
-    pub fn of(fault: &Fault, active: &Active, status: &Status) -> Self {
-        let mut wrong = Vec::new();
-        let open: Vec<&str> = status.incidents.iter().map(|incident| incident.cause.as_str()).collect();
-        if open.len() != 1 {
-            wrong.push(format!("exactly one incident should be open, not {open:?}"));
-        }
-        let Some(incident) = status.incidents.iter().find(|incident| incident.cause == active.cause) else {
-            wrong.push(format!("no incident names {}", active.cause));
-            return Self { wrong };
-        };
-        let sure =
-            incident.confidence == "certain" || (!fault.expected.certain && incident.confidence == "likely");
-        if !sure {
-            wrong.push(format!("it is only {}", incident.confidence));
-        }
-        let at = |key: &str| incident.scope.get(key).and_then(Value::as_str);
-        match fault.expected.scope {
-            Scope::Node | Scope::Pod => {
-                if at("node") != active.node.as_deref() {
-                    wrong.push(format!("the node should be {:?}: {}", active.node, incident.scope));
-                }
-            }
-            Scope::Servers | Scope::Cluster => {}
-        }
-        if let [server] = active.server_addresses.as_slice() {
-            let server = server.to_string();
-            // An upstream stands behind all servers: it is named in the proof, not in the scope.
-            let named = match fault.expected.scope {
-                Scope::Cluster => incident.proof.iter().any(|line| line.contains(&server)),
-                Scope::Node | Scope::Pod | Scope::Servers => at("server") == Some(server.as_str()),
-            };
-            if !named {
-                wrong.push(format!(
-                    "the server {server} should be named: {} {:#?}",
-                    incident.scope, incident.proof
-                ));
-            }
-        }
-        if let (Scope::Pod, Some(pod)) = (fault.expected.scope, &active.pod)
-            && at("client").is_none_or(|client| !client.ends_with(pod.as_str()))
-        {
-            wrong.push(format!("the client should be {pod}: {}", incident.scope));
-        }
-        Self { wrong }
-    }
-
-    /// Whether nothing is wrong.
-    pub fn right(&self) -> bool {
-        self.wrong.is_empty()
-    }
-}
-
 /// The sum of a metric's samples on nslookout's metrics page; nothing where the page has none.
 pub fn metric(site: &Site, name: &str) -> Result<Option<f64>, Error> {
     let (status, page) = http_get(&site.monitor, METRICS, "/metrics")?;
@@ -302,14 +211,6 @@ fn configuration(site: &Site) -> String {
     )
 }
 
-fn observers(status: &Status) -> usize {
-    let mut names: Vec<&str> =
-        status.coverage.iter().filter_map(|line| line.get("observer").and_then(Value::as_str)).collect();
-    names.sort_unstable();
-    names.dedup();
-    names.len()
-}
-
 fn spawn(command: &mut Command) -> Result<Child, Error> {
     let program = command.get_program().to_string_lossy().into_owned();
     command.spawn().map_err(|source| Error::Spawn { program, source })
@@ -319,5 +220,3 @@ fn spawn(command: &mut Command) -> Result<Child, Error> {
 const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9853);
 const READY_WITHIN: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(100);
-/// prober, counters, table, drops, CoreDNS metrics, inventory.
-const OBSERVERS: usize = 6;
