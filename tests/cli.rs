@@ -12,6 +12,8 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use e2e::{nslookout, seed};
+use lab::faults::{Choice, Fault, by_name};
+use lab::trial::{Incident, Trial};
 use lab::{Lab, Options, Site};
 use serde_json::Value;
 
@@ -85,7 +87,74 @@ fn check_tells_health_sickness_and_what_it_may_not_see() {
     site.servers[0].daemon.stop().unwrap();
     let (output, json) = check(site, &[], &["--server", &server]);
     assert_eq!(output.status.code(), Some(1), "{json:#}");
+    let named: Vec<_> = json["incidents"].as_array().unwrap().iter().map(|i| &i["cause"]).collect();
+    assert_eq!(named, ["server-silent"], "{json:#}");
     site.servers[0].daemon.cont().unwrap();
+
+    for fault in ["no-endpoints", "servers-stopped"].map(|name| by_name(name).unwrap()) {
+        fault.on(site, &choice(site)).unwrap();
+        let (output, json) = check(site, &[], &[]);
+        let told = (output.status.code(), json["state"].as_str());
+        fault.off(site).unwrap();
+        println!("check under {}: {}", fault.name, json["incidents"]);
+        assert_eq!(told, (Some(1), Some("unhealthy")), "{}: {json:#}", fault.name);
+    }
+}
+
+#[test]
+fn without_the_drop_helper_a_silent_server_is_named_and_the_gap_is_told() {
+    let lab = Lab::up(&Options::new("nohelper", seed())).unwrap();
+    let incident =
+        named(&lab, "conntrackWatch:\n  drops: false\n", "drops", by_name("server-stopped").unwrap());
+    let gap = incident.not_seen.iter().find(|gap| gap["observer"] == "drops").unwrap();
+    assert!(gap["why"].as_str().unwrap().contains("conntrackWatch.drops"), "{gap}");
+    let hidden: Vec<_> = gap["hides"].as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert!(hidden.contains(&"policy-drop") && hidden.contains(&"insert-race"), "{gap}");
+    // What was not looked for is never told as absent.
+    let absent = incident.ruled_out.iter().find(|cause| hidden.iter().any(|id| cause["cause"] == *id));
+    assert!(absent.is_none(), "{absent:?}");
+}
+
+#[test]
+fn servers_whose_metrics_are_none_of_corednss_are_watched_all_the_same() {
+    let lab = Lab::up(&Options::new("nometrics", seed())).unwrap();
+    // Nobody listens on the one; the other is CoreDNS's health port, which talks HTTP and has no metrics.
+    for port in [1, 8080] {
+        let more = format!("corednsWatch:\n  metricsPort: {port}\n");
+        let incident = named(&lab, &more, "coredns-metrics", by_name("server-stopped").unwrap());
+        let lives = incident.proof.iter().any(|line| line.contains("still answers its metrics"));
+        assert!(!lives, "{incident:#?}");
+        // The other observers go on.
+        assert!(incident.ruled_out.iter().any(|cause| cause["cause"] == "policy-drop"), "{incident:#?}");
+    }
+}
+
+/// What `run` with one blind observer says of a fault.
+fn named(site: &Site, more: &str, blind: &str, fault: &'static Fault) -> Incident {
+    let mut trial = Trial::start_with(site, &nslookout(), more, &[blind]).unwrap();
+    // A port where nobody listens is told as looked at, with what was lost.
+    let status = trial.status().unwrap();
+    let own: Vec<_> = status.coverage.iter().filter(|line| line["observer"] == blind).collect();
+    let sees = own.iter().any(|line| line["state"] == "looked" && line["lost"] == 0);
+    assert!(!own.is_empty() && !sees, "{own:#?}");
+    let active = fault.on(site, &choice(site)).unwrap();
+    let is_named = |incident: &&Incident| incident.cause == active.cause;
+    let status = trial
+        .wait_for(&format!("{} is named", active.cause), Duration::from_secs(60), |status| {
+            status.incidents.iter().find(is_named).is_some_and(|incident| !incident.proof.is_empty())
+        })
+        .unwrap();
+    println!("{}", trial.verdict().unwrap());
+    fault.off(site).unwrap();
+    let incident = status.incidents.iter().find(is_named).unwrap();
+    let server = active.server_addresses[0].to_string();
+    assert_eq!(incident.at("server"), Some(server.as_str()), "{incident:#?}");
+    trial.wait_till_calm(Duration::from_secs(60)).unwrap();
+    incident.clone()
+}
+
+fn choice(site: &Site) -> Choice {
+    Choice { seed: site.seed, ..Choice::default() }
 }
 
 #[test]
