@@ -124,7 +124,10 @@ impl View {
         mapping: &Mapping,
         stale_after: Duration,
     ) -> Option<WallTime> {
-        let departed = self.departed(&mapping.backend).map(|(departed, _)| departed);
+        // An entry that was never translated leads to the Service's own address: no server left there. It comes of
+        // rules that were not yet, or no longer, in place, and is no proof of a stale one.
+        let translated = mapping.backend != mapping.original.destination;
+        let departed = self.departed(&mapping.backend).filter(|_| translated).map(|(departed, _)| departed);
         let key = (mapping.node.clone(), mapping.id);
         let entry = self.mappings.entry(key).or_insert_with(|| Entry {
             first: at,

@@ -48,6 +48,9 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     if view.had_no_endpoints(symptom.at) {
         return None;
     }
+    if mapping.backend == mapping.original.destination {
+        return None;
+    }
     let (departed, seen) = view.departed(&mapping.backend)?;
     // A lookup's own packet is the renewal; soon after the change, kube-proxy may still be at work.
     if matches!(symptom.kind, Kind::Lookup(_)) && symptom.at < departed.plus(RULES_SETTLE) {
@@ -116,6 +119,16 @@ mod tests {
         assert_eq!(scope.node.as_deref(), Some("node-a"));
         assert_eq!(scope.server.as_deref(), Some("10.244.1.2:53"));
         assert_eq!(scope.client.as_deref(), Some("default/app"));
+    }
+
+    #[test]
+    fn an_entry_that_was_never_translated_is_not_stale() {
+        let view = inventory_view();
+        let mut symptom = mapping_symptom(view.now.plus(Duration::from_secs(9)));
+        if let Kind::Mapping(mapping) = &mut symptom.kind {
+            mapping.backend = mapping.original.destination;
+        }
+        assert!(judge(&symptom, &view).is_none());
     }
 
     #[test]
