@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
-use e2e::{nslookout, seed};
+use e2e::{nslookout, options, seed};
 use lab::faults::{Choice, by_name};
 use lab::trial::Trial;
-use lab::{Lab, Options, Site};
+use lab::{Lab, Site};
 
 #[test]
 fn an_alert_that_nobody_took_arrives_once_when_alertmanager_is_back() {
     let seed = seed();
-    let lab = Lab::up(&Options::new("away", seed)).unwrap();
+    let lab = Lab::up(&options("away", seed)).unwrap();
     let site: &Site = &lab;
     let mut trial = Trial::start(site, &nslookout()).unwrap();
     site.alertmanager.daemon.kill().unwrap();

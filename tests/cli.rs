@@ -11,10 +11,10 @@ use std::fs;
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use e2e::{nslookout, seed};
+use e2e::{nslookout, options, seed};
 use lab::faults::{Choice, Fault, by_name};
 use lab::trial::{Incident, Trial};
-use lab::{Lab, Options, Site};
+use lab::{Lab, Site};
 use serde_json::Value;
 
 fn text(bytes: &[u8]) -> String {
@@ -65,7 +65,7 @@ fn bad_usage_is_64_and_help_is_0() {
 
 #[test]
 fn check_tells_health_sickness_and_what_it_may_not_see() {
-    let lab = Lab::up(&Options::new("check", seed())).unwrap();
+    let lab = Lab::up(&options("check", seed())).unwrap();
     let site: &Site = &lab;
 
     let (output, json) = check(site, &[], &[]);
@@ -103,7 +103,7 @@ fn check_tells_health_sickness_and_what_it_may_not_see() {
 
 #[test]
 fn without_the_drop_helper_a_silent_server_is_named_and_the_gap_is_told() {
-    let lab = Lab::up(&Options::new("nohelper", seed())).unwrap();
+    let lab = Lab::up(&options("nohelper", seed())).unwrap();
     let incident =
         named(&lab, "conntrackWatch:\n  drops: false\n", "drops", by_name("server-stopped").unwrap());
     let gap = incident.not_seen.iter().find(|gap| gap["observer"] == "drops").unwrap();
@@ -117,7 +117,7 @@ fn without_the_drop_helper_a_silent_server_is_named_and_the_gap_is_told() {
 
 #[test]
 fn servers_whose_metrics_are_none_of_corednss_are_watched_all_the_same() {
-    let lab = Lab::up(&Options::new("nometrics", seed())).unwrap();
+    let lab = Lab::up(&options("nometrics", seed())).unwrap();
     // Nobody listens on the one; the other is CoreDNS's health port, which talks HTTP and has no metrics.
     for port in [1, 8080] {
         let more = format!("corednsWatch:\n  metricsPort: {port}\n");

@@ -5,19 +5,19 @@
 
 use std::time::{Duration, SystemTime};
 
-use e2e::{nslookout, seed};
+use e2e::{nslookout, options, seed};
 use lab::demo::Run;
 use lab::faults::Choice;
 use lab::traffic::{Background, Counts, LATE, Tally};
 use lab::trial::Trial;
-use lab::{Lab, Options, Site, demo, faults};
+use lab::{Lab, Site, demo, faults};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 
 #[test]
 fn each_fault_is_named_with_its_cause_and_scope_and_nothing_else_is() {
     let seed = seed();
-    let lab = Lab::up(&Options::new("table", seed)).unwrap();
+    let lab = Lab::up(&options("table", seed)).unwrap();
     let site: &Site = &lab;
     println!("kube-dns leads to port {}", site.service.target_port);
     let mut trial = Trial::start(site, &nslookout()).unwrap();

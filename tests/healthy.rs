@@ -3,16 +3,16 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant, SystemTime};
 
-use e2e::{nslookout, seed};
+use e2e::{nslookout, options, seed};
 use lab::faults::Choice;
 use lab::traffic::{Background, Tally};
 use lab::trial::{OBSERVERS, Trial, metric};
-use lab::{Lab, Options, Site, demo, faults};
+use lab::{Lab, Site, demo, faults};
 
 #[test]
 fn a_healthy_minute_opens_no_incident_and_the_next_fault_is_named() {
     let seed = seed();
-    let lab = Lab::up(&Options::new("healthy", seed)).unwrap();
+    let lab = Lab::up(&options("healthy", seed)).unwrap();
     let site: &Site = &lab;
     let mut trial = Trial::start(site, &nslookout()).unwrap();
     let background = Background::start(site, seed).unwrap();

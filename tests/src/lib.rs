@@ -31,3 +31,9 @@ pub fn seed() -> u64 {
     println!("NSLOOKOUT_SEED={seed}");
     seed
 }
+
+/// A lab for one test, of a name that no other run on this machine has.
+#[must_use]
+pub fn options(name: &str, seed: u64) -> lab::Options {
+    lab::Options::new(format!("{name}-{}", std::process::id()), seed)
+}
