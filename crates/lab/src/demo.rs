@@ -36,7 +36,8 @@ pub struct Run {
     pub mappings: u64,
     /// The client of the incident's scope, as last told.
     pub client: Option<String>,
-    /// The clients that suffer, by name, as last told.
+    /// The clients that suffer, by name, as told before the fault went out: on its way out a stale entry may lead to
+    /// a server that answers again and is not yet back in the Service.
     pub clients: Vec<String>,
     /// Queries that the fault's own clients lost, by their own count.
     pub lost: u64,
@@ -158,6 +159,7 @@ pub fn one(
     // What is told was counted before it was told, so the rule's own counter can't be behind it.
     span.see(&trial.status()?);
     run.counted.by_rules = dropped_by_rules(site, &run.active)?.map(|packets| (span.dropped, packets));
+    run.clients.clone_from(&span.clients);
     if let Some(active) = fault.off(site)? {
         run.active = active;
     }
@@ -175,7 +177,7 @@ pub fn one(
     run.wrong.extend(over.wrong);
     run.aside = over.aside;
     (run.dropped, run.mappings) = (span.dropped, span.mappings);
-    (run.client, run.clients) = (span.client, span.clients);
+    run.client = span.client;
     Ok(run)
 }
 
