@@ -20,8 +20,8 @@ use crate::netlink::Entry;
 const REMEMBERED: usize = 65_536;
 /// Rows reported of one dump.
 pub const REPORTED: usize = 256;
-/// Remaining time comes in whole seconds, rounded down: only a rise of more than one is a renewal.
-const ROUNDING_NS: u64 = 1_050_000_000;
+/// Remaining time comes in whole seconds, rounded down; jiffies add a little.
+const ROUNDING_NS: u64 = 1_010_000_000;
 
 /// What is remembered from dump to dump.
 #[derive(Debug, Default)]
@@ -55,7 +55,8 @@ pub struct Found {
 
 #[derive(Debug, Clone, Copy)]
 struct Seen {
-    expires: u64,
+    /// It expires then at the latest, unless a packet renews it.
+    latest: u64,
     renewed: Option<BootTime>,
     dump: u64,
 }
@@ -76,35 +77,38 @@ impl Mappings {
         }
     }
 
-    /// When the entry was last seen to be renewed, this dump included.
-    fn renewed(&mut self, entry: &Entry, at: BootTime) -> Option<BootTime> {
+    /// When the entry was last seen to be renewed, this dump included. The kernel read the row at some moment from
+    /// the dump's start till its arrival, and rounds down to seconds: only what no such moment explains is a renewal.
+    fn renewed(&mut self, entry: &Entry, from: BootTime, to: BootTime) -> Option<BootTime> {
         let mut hasher = DefaultHasher::new();
         (entry.original, entry.reply).hash(&mut hasher);
         let key = (entry.id, hasher.finish());
-        let expires = at.0.saturating_add(u64::from(entry.expires_secs) * 1_000_000_000);
+        let left = u64::from(entry.expires_secs) * 1_000_000_000;
+        let earliest = from.0.saturating_add(left);
+        let latest = to.0.saturating_add(left).saturating_add(ROUNDING_NS);
         let full = self.seen.len() >= REMEMBERED;
         let Some(seen) = self.seen.get_mut(&key) else {
             if !full {
-                self.seen.insert(key, Seen { expires, renewed: None, dump: self.dump });
+                self.seen.insert(key, Seen { latest, renewed: None, dump: self.dump });
             }
             return None;
         };
         seen.dump = self.dump;
-        if expires > seen.expires.saturating_add(ROUNDING_NS) {
-            seen.expires = expires;
-            seen.renewed = Some(at);
-        } else if expires.saturating_add(ROUNDING_NS) < seen.expires {
-            // A new state with a shorter life (TCP closing).
-            seen.expires = expires;
+        if earliest > seen.latest {
+            seen.renewed = Some(from);
+            seen.latest = latest;
+        } else {
+            // Both readings hold; and a new state may have a shorter life (TCP closing).
+            seen.latest = seen.latest.min(latest);
         }
         seen.renewed
     }
 }
 
 impl DumpReader<'_> {
-    /// Adds a row.
-    pub fn add(&mut self, entry: &Entry) {
-        let renewed = self.mappings.renewed(entry, self.at);
+    /// Adds a row that has arrived just now.
+    pub fn add(&mut self, entry: &Entry, arrived: BootTime) {
+        let renewed = self.mappings.renewed(entry, self.at, arrived);
         let backend = entry.reply.source;
         let translated = backend != entry.original.destination;
         if !translated && (entry.replied() || renewed.is_none()) {
@@ -187,7 +191,7 @@ mod tests {
 
     fn dump(mappings: &mut Mappings, at: u64, entries: &[Entry]) -> Found {
         let mut reader = mappings.start("node-a", BootTime(at * SECOND), &inventory());
-        entries.iter().for_each(|entry| reader.add(entry));
+        entries.iter().for_each(|entry| reader.add(entry, BootTime(at * SECOND)));
         reader.finish(false)
     }
 
@@ -235,6 +239,21 @@ mod tests {
         assert_eq!(renewed, Some(BootTime(16 * SECOND)));
         // It stays the last time seen.
         assert_eq!(dump(&mut mappings, 18, &[entry(1, gone, 117, true)]).rows[0].renewed, renewed);
+    }
+
+    #[test]
+    fn a_slow_dump_is_no_renewal() {
+        let mut mappings = Mappings::default();
+        let row = |mappings: &mut Mappings, start: u64, arrived: u64, expires_secs| {
+            let mut reader = mappings.start("node-a", BootTime(start), &inventory());
+            reader.add(&entry(1, "10.244.2.20:5353", expires_secs, true), BootTime(arrived));
+            reader.finish(false).rows[0].renewed
+        };
+        // Read 0.9 s after the dump began, when 117.0 s were left, told as 116.
+        assert_eq!(row(&mut mappings, 10 * SECOND, 10 * SECOND + 900_000_000, 116), None);
+        // Two seconds on, read at once: 116.0 s are left of the same life.
+        assert_eq!(row(&mut mappings, 12 * SECOND - 100_000_000, 12 * SECOND - 100_000_000, 116), None);
+        assert!(row(&mut mappings, 14 * SECOND, 14 * SECOND, 119).is_some());
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl Node {
         let answer = if entries == 0 {
             Ok(crate::netlink::Dump::default())
         } else {
-            conntrack.entries_to(services, entries, |entry| reader.add(&entry)).await
+            conntrack.entries_to(services, entries, |entry| reader.add(&entry, BootTime::now())).await
         };
         let interrupted = answer.as_ref().map_or(true, |dump| dump.interrupted);
         let found = reader.finish(interrupted);

@@ -1,6 +1,7 @@
 //! CoreDNS pods take queries and don't answer, while the network delivers.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use evidence::{Observer, ServerRole};
 
@@ -86,7 +87,8 @@ fn tell(case: &Case, view: &View) -> Telling {
     }
     for server in silent.iter().take(3) {
         proof.push(match view.samples.get(server).and_then(|samples| samples.back()) {
-            Some((at, _)) if view.now.since(*at).as_secs() < 6 => format!(
+            // A reading from before the silence says nothing.
+            Some((at, _)) if *at > case.since.plus(Duration::from_secs(1)) => format!(
                 "{} still answers its metrics port ({}): it lives and the network delivers",
                 view.server_name(server),
                 time_of_day(*at)
@@ -121,8 +123,6 @@ fn tell(case: &Case, view: &View) -> Telling {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::symptom::Kind;
     use crate::testing::{direct_symptom, drop_symptom, inventory_view, lookup_symptom};
