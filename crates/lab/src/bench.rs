@@ -17,6 +17,8 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
     let lab = Lab::up(&Options::new("bench", seed))?;
     let site: &Site = &lab;
     let mut trial = Trial::start(site, binary)?;
+    // The table is read more often for half a minute after the endpoints became known.
+    thread::sleep(START_UP);
     let calm = Cost::of(trial.pid(), CALM)?;
     println!("| nslookout run, two nodes, default settings | |\n|---|---|");
     println!("| resident memory, calm | {:.1} MiB |", calm.resident_mib);
@@ -91,6 +93,7 @@ fn status_field(pid: u32, name: &str) -> Result<f64, Error> {
     Ok(line.split_whitespace().next().and_then(|value| value.parse().ok()).unwrap_or_default())
 }
 
+const START_UP: Duration = Duration::from_secs(45);
 const CALM: Duration = Duration::from_secs(30);
 /// USER_HZ: 100 on every architecture that Kubernetes runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
