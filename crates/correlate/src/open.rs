@@ -228,7 +228,7 @@ fn summary(suffers: &Suffers, waits_for_resend: bool) -> String {
     }
     if suffers.mappings > 0 {
         parts.push(format!(
-            "{} in use leads nowhere: no query is answered",
+            "{} in use, leading nowhere: no query is answered",
             counted(suffers.mappings, "client socket")
         ));
     }
