@@ -124,10 +124,7 @@ impl View {
         mapping: &Mapping,
         stale_after: Duration,
     ) -> Option<WallTime> {
-        // An entry that was never translated leads to the Service's own address: no server left there. It comes of
-        // rules that were not yet, or no longer, in place, and is no proof of a stale one.
-        let translated = mapping.backend != mapping.original.destination;
-        let departed = self.departed(&mapping.backend).filter(|_| translated).map(|(departed, _)| departed);
+        let departed = self.departed(mapping).map(|(departed, _)| departed);
         let key = (mapping.node.clone(), mapping.id);
         let entry = self.mappings.entry(key).or_insert_with(|| Entry {
             first: at,
@@ -204,10 +201,15 @@ impl View {
             })
     }
 
-    /// When the address stopped serving, and whether that was seen to happen; for one that was never seen serving,
-    /// when the inventory was first known. Nothing for an address that answers new flows.
-    pub fn departed(&self, backend: &SocketAddr) -> Option<(WallTime, bool)> {
-        if !self.inventory_known || self.alive.contains_key(backend) || self.serving().contains(backend) {
+    /// When the entry's backend stopped serving, and whether that was seen to happen; for one that was never seen
+    /// serving, when the inventory was first known. Nothing for a backend that answers new flows, and nothing for an
+    /// entry that was never translated: it leads to the Service's own address, which no server left, and comes of rules
+    /// that were not yet, or no longer, in place.
+    pub fn departed(&self, mapping: &Mapping) -> Option<(WallTime, bool)> {
+        let backend = &mapping.backend;
+        let translated = *backend != mapping.original.destination;
+        let serves = || self.alive.contains_key(backend) || self.serving().contains(backend);
+        if !self.inventory_known || !translated || serves() {
             return None;
         }
         let seen = self.departed.get(backend).map(|at| (*at, true));
