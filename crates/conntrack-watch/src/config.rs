@@ -19,12 +19,12 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub interval: Duration,
-    /// How often the table is read while something may be wrong: endpoints changed, a DNS packet was dropped, an entry leads
-    /// to no endpoint.
+    /// How soon the table is read a second time after endpoints changed, and how often entries that lead to no endpoint are
+    /// looked at again.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub dump_interval: Duration,
-    /// How often the table is read while nothing is wrong.
+    /// How often the table is read otherwise.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub quiet_dump_interval: Duration,
@@ -38,7 +38,7 @@ impl Default for Config {
             drops: true,
             // A batch leaves within a second of what it tells.
             interval: Duration::from_secs(1),
-            // Two dumps show that an entry is in use; a stale one is to be named within ten seconds.
+            // Two readings show that an entry is in use; a stale one is to be named within ten seconds.
             dump_interval: Duration::from_secs(2),
             // The kernel walks all 262,144 buckets, empty or not: 10 ms of CPU each time, 0.1 % of a core.
             quiet_dump_interval: Duration::from_secs(10),

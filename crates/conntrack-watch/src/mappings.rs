@@ -130,22 +130,13 @@ impl DumpReader<'_> {
                 }
             }
         }
-        rows.push(Mapping {
-            node: self.node.to_owned(),
-            at: self.at,
-            protocol: entry.protocol,
-            original: entry.original,
-            backend,
-            id: entry.id,
-            replied: entry.replied(),
-            expires_secs: entry.expires_secs,
-            renewed,
-        });
+        rows.push(row(self.node, self.at, entry, renewed));
     }
 
-    /// Ends the dump. What it didn't show is forgotten, unless it was interrupted and may have missed rows.
-    pub fn finish(mut self, interrupted: bool) -> Found {
-        if !interrupted {
+    /// Ends the dump. What it didn't show is forgotten, unless it was interrupted or for single entries: then it may
+    /// have missed rows.
+    pub fn finish(mut self, partial: bool) -> Found {
+        if !partial {
             let dump = self.mappings.dump;
             self.mappings.seen.retain(|_, seen| seen.dump == dump);
         }
@@ -153,6 +144,21 @@ impl DumpReader<'_> {
         self.unreplied.truncate(REPORTED - astray);
         self.astray.append(&mut self.unreplied);
         Found { rows: self.astray, astray, untold: self.untold }
+    }
+}
+
+/// An entry as it is told.
+pub fn row(node: &str, at: BootTime, entry: &Entry, renewed: Option<BootTime>) -> Mapping {
+    Mapping {
+        node: node.to_owned(),
+        at,
+        protocol: entry.protocol,
+        original: entry.original,
+        backend: entry.reply.source,
+        id: entry.id,
+        replied: entry.replied(),
+        expires_secs: entry.expires_secs,
+        renewed,
     }
 }
 

@@ -4,20 +4,18 @@
 //! the end of the rest.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use evidence::{
     BootTime, Counters, Coverage, CoverageState, Inventory, KernelDrop, Mapping, Observation, Observer,
+    Protocol, Tuple,
 };
 use netns::Namespace;
 
 use crate::config::Config;
 use crate::drops::Record;
-use crate::mappings::Mappings;
+use crate::mappings::{Found, Mappings, REPORTED, row};
 use crate::netlink::{Conntrack, CpuStats, Error, TableSize};
 
-/// For so long after a sign of trouble the table is read at the shorter interval.
-const ALERT: Duration = Duration::from_secs(30);
 /// Holders of tuples asked for in one batch of drops.
 const HOLDERS: usize = 8;
 
@@ -42,7 +40,13 @@ pub(crate) struct Node {
     size: TableSize,
     mappings: Mappings,
     last_dump: Option<BootTime>,
-    alert_until: BootTime,
+    /// So many dumps more are made at the shorter interval: what a change of endpoints made stale is in the first, and
+    /// what was on its way in the second.
+    soon: u8,
+    /// The entries that led to no endpoint when last read: these are read again one by one, which costs microseconds
+    /// where a dump costs a walk over all buckets.
+    astray: Vec<(Protocol, Tuple)>,
+    last_look: BootTime,
     table_state: Option<CoverageState>,
 }
 
@@ -65,21 +69,17 @@ impl Node {
             size: TableSize::default(),
             mappings: Mappings::default(),
             last_dump: None,
-            // The first reading is made at once; what it finds decides how soon the next is.
-            alert_until: now,
+            soon: 0,
+            astray: Vec::new(),
+            last_look: now,
             table_state: None,
         }
     }
 
-    /// Something may be wrong: read the table at once, and oftener for a while.
-    pub(crate) fn alert(&mut self) {
-        self.alert_until = BootTime::now().plus(ALERT);
-    }
-
     /// Endpoints changed: what was right may be stale from now on.
     pub(crate) fn dump_at_once(&mut self) {
-        self.alert();
         self.last_dump = None;
+        self.soon = 1;
     }
 
     pub(crate) async fn cpu_stats(&mut self) -> Result<Vec<CpuStats>, Error> {
@@ -100,7 +100,7 @@ impl Node {
         self.coverage(Observer::ConntrackCounters, state)
     }
 
-    /// Reads the table if it is due.
+    /// Reads the table if it is due, else the entries that led to no endpoint when they were last read.
     pub(crate) async fn read_table(
         &mut self,
         config: &Config,
@@ -108,20 +108,29 @@ impl Node {
         observations: &mut Vec<Observation>,
     ) -> Coverage {
         let now = BootTime::now();
-        let interval = if now < self.alert_until { config.dump_interval } else { config.quiet_dump_interval };
+        // One by one is for few.
+        let oftener = self.soon > 0 || self.astray.len() >= REPORTED;
+        let interval = if oftener { config.dump_interval } else { config.quiet_dump_interval };
         // A tick that comes a little early is not to cost a whole one.
-        let due = self.last_dump.is_none_or(|last| now.since(last) + config.interval / 4 >= interval);
-        if due {
-            self.last_dump = Some(now);
-            let state = match self.dump(inventory, observations).await {
-                Ok(_) if inventory.service.addresses.is_empty() => Some(no_dns()),
-                Ok(lost) => {
-                    self.lost.table += lost;
-                    None
-                }
-                Err(error) => Some(error.coverage()),
-            };
-            self.table_state = state;
+        let due = |last: BootTime, interval| now.since(last) + config.interval / 4 >= interval;
+        let answer = if self.last_dump.is_none_or(|last| due(last, interval)) {
+            self.soon = if self.last_dump.is_none() { self.soon } else { self.soon.saturating_sub(1) };
+            (self.last_dump, self.last_look) = (Some(now), now);
+            Some(self.dump(inventory, observations).await)
+        } else if !self.astray.is_empty() && due(self.last_look, config.dump_interval) {
+            self.last_look = now;
+            Some(self.look_again(inventory, observations).await)
+        } else {
+            None
+        };
+        match answer {
+            None => {}
+            Some(Ok(_)) if inventory.service.addresses.is_empty() => self.table_state = Some(no_dns()),
+            Some(Ok(lost)) => {
+                self.lost.table += lost;
+                self.table_state = None;
+            }
+            Some(Err(error)) => self.table_state = Some(error.coverage()),
         }
         let looked = CoverageState::Looked { lost: self.lost.table };
         self.coverage(Observer::ConntrackTable, self.table_state.clone().unwrap_or(looked))
@@ -134,17 +143,7 @@ impl Node {
             let Ok(conntrack) = self.conntrack().await else { break };
             let answer = conntrack.holder(protocol, wanted).await;
             let Ok(Some(entry)) = self.checked(answer) else { continue };
-            mappings.push(Mapping {
-                node: self.name.clone(),
-                at: BootTime::now(),
-                protocol,
-                original: entry.original,
-                backend: entry.reply.source,
-                id: entry.id,
-                replied: entry.replied(),
-                expires_secs: entry.expires_secs,
-                renewed: None,
-            });
+            mappings.push(row(&self.name, BootTime::now(), &entry, None));
         }
         mappings
     }
@@ -208,11 +207,33 @@ impl Node {
         let found = reader.finish(interrupted);
         self.conntrack = Some(conntrack);
         self.checked(answer)?;
-        if found.astray > 0 {
-            self.alert();
+        Ok(self.tell(found, observations) + u64::from(interrupted))
+    }
+
+    /// Reads the entries that led to no endpoint once more: is anyone still using them?
+    async fn look_again(
+        &mut self,
+        inventory: &Inventory,
+        observations: &mut Vec<Observation>,
+    ) -> Result<u64, Error> {
+        let mut entries = Vec::with_capacity(self.astray.len());
+        let from = BootTime::now();
+        for (protocol, original) in self.astray.clone() {
+            let answer = self.conntrack().await?.holder(protocol, original).await;
+            entries.extend(self.checked(answer)?.map(|entry| (entry, BootTime::now())));
         }
+        let mut reader = self.mappings.start(&self.name, from, inventory);
+        entries.iter().for_each(|(entry, arrived)| reader.add(entry, *arrived));
+        let found = reader.finish(true);
+        Ok(self.tell(found, observations))
+    }
+
+    /// Hands rows on and remembers those that lead astray. How many were missed.
+    fn tell(&mut self, found: Found, observations: &mut Vec<Observation>) -> u64 {
+        let astray = found.rows.iter().take(found.astray);
+        self.astray = astray.map(|row| (row.protocol, row.original)).collect();
         observations.extend(found.rows.into_iter().map(Observation::Mapping));
-        Ok(found.untold + u64::from(interrupted))
+        found.untold
     }
 
     /// The socket, opened when it is first wanted and after a failure.

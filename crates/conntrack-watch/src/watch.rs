@@ -160,7 +160,6 @@ impl Watcher {
         }
         for (index, records) in by_node {
             let Some(node) = self.nodes.get_mut(index) else { continue };
-            node.alert();
             let own: Vec<_> =
                 records.iter().filter(|record| record.namespace == node.namespace.inode()).cloned().collect();
             let holders = node.holders(&own).await;

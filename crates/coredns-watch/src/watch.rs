@@ -89,8 +89,15 @@ impl Round {
 
     /// Asks every server that is not being asked still.
     fn start(&mut self, inventory: &Inventory) -> Option<Report> {
-        let servers: Vec<SocketAddr> =
-            inventory.endpoints.iter().map(|endpoint| endpoint.address).take(MAX_SERVERS).collect();
+        // One address of each server, IPv4 first: it gives the same page on all.
+        let mut first: BTreeMap<&str, SocketAddr> = BTreeMap::new();
+        for endpoint in &inventory.endpoints {
+            first
+                .entry(&endpoint.name)
+                .and_modify(|address| *address = endpoint.address.min(*address))
+                .or_insert(endpoint.address);
+        }
+        let servers: Vec<SocketAddr> = first.into_values().take(MAX_SERVERS).collect();
         self.idle.retain(|server, _| servers.contains(server));
         // Within the interval, or a hung server would put the report off for ever.
         self.tell_at = Instant::now() + TELL_AFTER.min(self.config.interval / 2);

@@ -5,12 +5,14 @@
 //!
 //! A failed or crawling lookup, a lost DNS packet and a mapping that leads nowhere are symptoms
 //! (`symptom.rs`). Each gets exactly one cause (`causes/`, one file each) or is counted as unexplained.
-//! The symptoms of one cause are one incident (`incident.rs`).
+//! The symptoms of one cause are one incident (`incident.rs`; `incidents.rs` says when it opens and closes).
 
 mod causes;
 mod config;
 mod correlator;
+mod fates;
 mod incident;
+mod incidents;
 mod open;
 mod servers;
 mod sight;
@@ -21,6 +23,7 @@ mod view;
 
 pub use causes::{Cause, all as causes, by_id as cause};
 pub use config::Config;
-pub use correlator::{Blind, Change, Correlator};
+pub use correlator::{Blind, Correlator};
 pub use incident::{Confidence, Explained, Incident, NotSeen, RuledOut, Scope, Severity, Suffers};
+pub use incidents::Change;
 pub use view::time_of_day;

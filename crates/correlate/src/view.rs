@@ -1,7 +1,7 @@
 //! The last minute of evidence, bounded, in the form in which causes ask for it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use evidence::{
@@ -12,6 +12,12 @@ use evidence::{
 use crate::servers::Servers;
 use crate::sight::Sight;
 use crate::symptom::{Query, TroubledLookup};
+
+mod counts;
+mod names;
+
+pub(crate) use counts::Baseline;
+pub use names::time_of_day;
 
 /// A lookup that ended.
 #[derive(Debug, Clone)]
@@ -33,12 +39,8 @@ pub(crate) struct Entry {
     pub told: Option<WallTime>,
 }
 
-/// Counters and totals as they stood when an incident began.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Baseline {
-    counters: BTreeMap<String, Counters>,
-    totals: BTreeMap<(Place, DropClass), (u64, u64)>,
-}
+/// Who reported a total, of which place and class: inodes of namespaces are a machine's own.
+pub(crate) type TotalsKey = (String, Place, DropClass);
 
 /// The evidence of the last minute.
 #[derive(Debug, Default)]
@@ -49,7 +51,7 @@ pub(crate) struct View {
     pub drops: VecDeque<(WallTime, KernelDrop)>,
     pub mappings: BTreeMap<(String, u32), Entry>,
     pub counters: BTreeMap<String, VecDeque<(WallTime, Counters)>>,
-    pub totals: BTreeMap<(Place, DropClass), VecDeque<(WallTime, DropTotals)>>,
+    pub totals: BTreeMap<TotalsKey, VecDeque<(WallTime, DropTotals)>>,
     pub ended: VecDeque<Ended>,
     pub samples: BTreeMap<SocketAddr, VecDeque<(WallTime, ServerSample)>>,
     pub sight: Sight,
@@ -124,10 +126,7 @@ impl View {
         mapping: &Mapping,
         stale_after: Duration,
     ) -> Option<WallTime> {
-        // An entry that was never translated leads to the Service's own address: no server left there. It comes of
-        // rules that were not yet, or no longer, in place, and is no proof of a stale one.
-        let translated = mapping.backend != mapping.original.destination;
-        let departed = self.departed(&mapping.backend).filter(|_| translated).map(|(departed, _)| departed);
+        let departed = self.departed(mapping).map(|(departed, _)| departed);
         let key = (mapping.node.clone(), mapping.id);
         let entry = self.mappings.entry(key).or_insert_with(|| Entry {
             first: at,
@@ -189,6 +188,13 @@ impl View {
         self.silent_servers(at).iter().any(|silent| silent == server || self.pod_of_server(silent) == name)
     }
 
+    /// The newest reading of this server's metrics, by whichever of its addresses it was had.
+    pub fn sample_of(&self, server: &SocketAddr) -> Option<&(WallTime, ServerSample)> {
+        let name = self.pod_of_server(server);
+        let own = self.samples.iter().filter(|(address, _)| self.pod_of_server(address) == name);
+        own.filter_map(|(_, readings)| readings.back()).max_by_key(|(at, _)| *at)
+    }
+
     /// Servers that answered cluster names around that time, and failed or kept silent on forwarded ones.
     pub fn servers_with_failing_upstream(&self, at: WallTime) -> Vec<SocketAddr> {
         self.direct.asked().into_iter().filter(|server| self.direct.upstream_failed(*server, at)).collect()
@@ -204,10 +210,15 @@ impl View {
             })
     }
 
-    /// When the address stopped serving, and whether that was seen to happen; for one that was never seen serving,
-    /// when the inventory was first known. Nothing for an address that answers new flows.
-    pub fn departed(&self, backend: &SocketAddr) -> Option<(WallTime, bool)> {
-        if !self.inventory_known || self.alive.contains_key(backend) || self.serving().contains(backend) {
+    /// When the entry's backend stopped serving, and whether that was seen to happen; for one that was never seen
+    /// serving, when the inventory was first known. Nothing for a backend that answers new flows, and nothing for an
+    /// entry that was never translated: it leads to the Service's own address, which no server left, and comes of rules
+    /// that were not yet, or no longer, in place.
+    pub fn departed(&self, mapping: &Mapping) -> Option<(WallTime, bool)> {
+        let backend = &mapping.backend;
+        let translated = *backend != mapping.original.destination;
+        let serves = || self.alive.contains_key(backend) || self.serving().contains(backend);
+        if !self.inventory_known || !translated || serves() {
             return None;
         }
         let seen = self.departed.get(backend).map(|at| (*at, true));
@@ -253,48 +264,6 @@ impl View {
             .map(|entry| &entry.mapping)
     }
 
-    /// The readings that were newest at that time, to count from.
-    pub fn baseline(&self, since: WallTime) -> Baseline {
-        let counters = self
-            .counters
-            .iter()
-            .filter_map(|(node, readings)| Some((node.clone(), at(readings, since)?.clone())));
-        // A class that was never counted before has no reading: it counts from zero.
-        let totals = self.totals.iter().filter_map(|(key, readings)| {
-            let (before, total) = readings.iter().rev().find(|(at, _)| *at <= since)?;
-            (*before <= since).then(|| (key.clone(), (total.all, total.dns)))
-        });
-        Baseline { counters: counters.collect(), totals: totals.collect() }
-    }
-
-    /// The rise of one conntrack counter of a node since a baseline.
-    pub fn counter_rise(&self, node: &str, base: &Baseline, of: fn(&Counters) -> u64) -> Option<u64> {
-        Some(of(self.latest_counters(node)?).saturating_sub(of(base.counters.get(node)?)))
-    }
-
-    /// The rise of the helper's totals of a class on one node, or on all: (all protocols, DNS).
-    pub fn total_rise(&self, node: Option<&str>, class: DropClass, base: &Baseline) -> (u64, u64) {
-        let here = |place: &Place| match (node, place) {
-            (None, _) => true,
-            (Some(node), Place::Node(name)) => name == node,
-            (Some(_), Place::Namespace(_)) => false,
-        };
-        let mut sum = (0, 0);
-        for (key, readings) in self.totals.iter().filter(|((place, c), _)| *c == class && here(place)) {
-            let (all, dns) = base.totals.get(key).copied().unwrap_or((0, 0));
-            if let Some((_, now)) = readings.back() {
-                sum.0 += now.all.saturating_sub(all);
-                sum.1 += now.dns.saturating_sub(dns);
-            }
-        }
-        sum
-    }
-
-    /// The node's newest counters.
-    pub fn latest_counters(&self, node: &str) -> Option<&Counters> {
-        self.counters.get(node)?.back().map(|(_, counters)| counters)
-    }
-
     /// Lookups by the Service's address that ended in the last 30 s, on one node or on all.
     pub fn service_lookups(&self, node: Option<&str>) -> usize {
         let since = self.now.minus(Duration::from_secs(30));
@@ -325,97 +294,10 @@ impl View {
         self.ended.iter().any(|e| e.lookup.name_kind == NameKind::Forwarded && e.lookup.outcome.is_answer())
     }
 
-    /// The name of a server: its pod where known, with the address.
-    pub fn server_name(&self, server: &SocketAddr) -> String {
-        match self.inventory.endpoints.iter().find(|e| e.address == *server) {
-            Some(endpoint) if endpoint.name != server.to_string() => format!("{} ({server})", endpoint.name),
-            Some(_) | None => server.to_string(),
-        }
-    }
-
-    /// The pod that a server's address belongs to, or the address.
-    pub fn pod_of_server(&self, server: &SocketAddr) -> String {
-        let endpoint = self.inventory.endpoints.iter().find(|e| e.address == *server);
-        endpoint.map_or_else(|| server.to_string(), |endpoint| endpoint.name.clone())
-    }
-
-    /// The name of a client: its pod where known, with the address.
-    pub fn client_name(&self, client: IpAddr) -> String {
-        match self.inventory.pods.iter().find(|pod| pod.addresses.contains(&client)) {
-            Some(pod) => format!("{} ({client})", pod.name),
-            None => client.to_string(),
-        }
-    }
-
-    /// The client as a scope names it: its pod, or its address.
-    pub fn client_key(&self, client: IpAddr) -> String {
-        match self.inventory.pods.iter().find(|pod| pod.addresses.contains(&client)) {
-            Some(pod) => pod.name.clone(),
-            None => client.to_string(),
-        }
-    }
-
-    /// The node that owns an address, where a pod of the inventory has it.
-    pub fn node_of_address(&self, address: IpAddr) -> Option<String> {
-        self.inventory
-            .pods
-            .iter()
-            .find(|pod| pod.addresses.contains(&address))
-            .and_then(|pod| pod.node.clone())
-    }
-
-    /// Whether the address is the Service's or a server's.
-    pub fn is_dns(&self, address: &SocketAddr) -> bool {
-        self.inventory.service.addresses.contains(address)
-            || self.inventory.endpoints.iter().any(|e| e.address == *address)
-    }
-
-    /// The client's end of a dropped DNS packet: of a query its source, of an answer its destination.
-    pub fn client_of(&self, dropped: &KernelDrop) -> SocketAddr {
-        let tuple = dropped.original.unwrap_or(dropped.packet);
-        if self.is_dns(&tuple.source) && !self.is_dns(&tuple.destination) {
-            tuple.destination
-        } else {
-            tuple.source
-        }
-    }
-
     /// Whether an observer looked everywhere it is known, and lost nothing since then.
     pub fn looked(&self, observer: Observer, since: WallTime) -> bool {
         self.sight.looked(observer, since, self.now)
     }
-
-    /// DNS packets of a class dropped in the last minute, by the kernel's totals.
-    pub fn recent_drops(&self, class: DropClass) -> u64 {
-        let rise = |readings: &VecDeque<(WallTime, DropTotals)>| {
-            let (_, first) = readings.front()?;
-            let (_, last) = readings.back()?;
-            Some(last.dns.saturating_sub(first.dns))
-        };
-        let told = self.drops.iter().filter(|(_, dropped)| dropped.class == class).count();
-        let counted: u64 = self
-            .totals
-            .iter()
-            .filter(|((_, c), _)| *c == class)
-            .filter_map(|(_, readings)| rise(readings))
-            .sum();
-        counted.max(u64::try_from(told).unwrap_or(u64::MAX))
-    }
-}
-
-/// "14:03:09.213", in UTC.
-pub fn time_of_day(at: WallTime) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(at.0))
-        .map_or_else(|_| "?".into(), |t| t.strftime("%H:%M:%S.%3f").to_string())
-}
-
-fn at<T>(readings: &VecDeque<(WallTime, T)>, since: WallTime) -> Option<&T> {
-    readings
-        .iter()
-        .rev()
-        .find(|(at, _)| *at <= since)
-        .or_else(|| readings.front())
-        .map(|(_, reading)| reading)
 }
 
 fn trim<T>(queue: &mut VecDeque<T>, most: usize, young: impl Fn(&T) -> bool) {

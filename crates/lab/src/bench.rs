@@ -17,12 +17,23 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
     let lab = Lab::up(&Options::new("bench", seed))?;
     let site: &Site = &lab;
     let mut trial = Trial::start(site, binary)?;
-    // The table is read more often for half a minute after the endpoints became known.
-    thread::sleep(START_UP);
-    let calm = Cost::of(trial.pid(), CALM)?;
+    let seconds = SPAN.as_secs();
     println!("| nslookout run, two nodes, default settings | |\n|---|---|");
+    let rest = || {
+        thread::sleep(SPAN);
+        Ok(())
+    };
+    let first = Cost::of(trial.pid(), rest)?;
+    println!("| CPU in the first {seconds} s | {:.2} % of a core |", first.cpu_percent);
+    let calm = Cost::of(trial.pid(), rest)?;
+    println!("| CPU, calm, over {seconds} s | {:.2} % of a core |", calm.cpu_percent);
+    let changing = Cost::of(trial.pid(), || change_endpoints(site))?;
+    println!(
+        "| CPU while endpoints change every {} s, over {seconds} s | {:.2} % of a core |",
+        CHANGE.as_secs(),
+        changing.cpu_percent
+    );
     println!("| resident memory, calm | {:.1} MiB |", calm.resident_mib);
-    println!("| CPU, calm, over {} s | {:.2} % of a core |", CALM.as_secs(), calm.cpu_percent);
     let mut runs: Vec<Run> = Vec::new();
     for round in 0..times {
         for (i, fault) in faults.iter().enumerate() {
@@ -60,16 +71,26 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
     Ok(runs.iter().all(|run| run.wrong.is_empty()))
 }
 
+/// A server leaves the Service and joins it again, over and over.
+fn change_endpoints(site: &Site) -> Result<(), Error> {
+    for change in 0..SPAN.as_secs() / CHANGE.as_secs() {
+        let leaver = (change % 2 == 0).then(|| site.transient.clone());
+        site.change_endpoints(|endpoints| endpoints.away = leaver)?;
+        thread::sleep(CHANGE);
+    }
+    Ok(())
+}
+
 struct Cost {
     resident_mib: f64,
     cpu_percent: f64,
 }
 
 impl Cost {
-    /// What a process uses over a span.
-    fn of(pid: u32, span: Duration) -> Result<Self, Error> {
+    /// What a process uses while something is done.
+    fn of(pid: u32, done: impl FnOnce() -> Result<(), Error>) -> Result<Self, Error> {
         let (before, start) = (cpu_seconds(pid)?, Instant::now());
-        thread::sleep(span);
+        done()?;
         let cpu = cpu_seconds(pid)? - before;
         let cpu_percent = 100.0 * cpu / start.elapsed().as_secs_f64();
         Ok(Self { resident_mib: status_field(pid, "VmRSS:")? / 1024.0, cpu_percent })
@@ -93,7 +114,8 @@ fn status_field(pid: u32, name: &str) -> Result<f64, Error> {
     Ok(line.split_whitespace().next().and_then(|value| value.parse().ok()).unwrap_or_default())
 }
 
-const START_UP: Duration = Duration::from_secs(45);
-const CALM: Duration = Duration::from_secs(30);
+/// A multiple of two changes: at its end all serve.
+const SPAN: Duration = Duration::from_secs(40);
+const CHANGE: Duration = Duration::from_secs(10);
 /// USER_HZ: 100 on every architecture that Kubernetes runs on.
 const TICKS_PER_SECOND: f64 = 100.0;

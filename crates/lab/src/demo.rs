@@ -1,13 +1,13 @@
 //! `lab demo`: each fault goes in for real, and what nslookout makes of it is shown as it happens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::alertmanager::Alert;
 use crate::faults::{self, Active, Choice, Fault, Scope};
-use crate::trial::kernel::{dropped_by_rules, refused_by_full_table};
+use crate::trial::kernel::{dropped_by_rules, refused_by_full_table, still_sending};
 use crate::trial::{Judgement, Span, Trial, explains_others};
 use crate::{Error, Lab, Options, Site};
 
@@ -50,12 +50,14 @@ pub struct Run {
 }
 
 /// What the kernel counted itself over a run.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Counted {
     /// Packets that conntrack of the fault's node refused for want of an entry, DNS or not.
     pub refused: u64,
     /// What the incident told as dropped, and a moment later the packets that the fault's own rules had dropped.
     pub by_rules: Option<(u64, u64)>,
+    /// Pods that sent by way of an entry to the server that is gone, by the entries themselves.
+    pub still_sending: BTreeSet<String>,
 }
 
 /// Runs the faults one after the other and shows all of it. True if each verdict was right.
@@ -160,6 +162,9 @@ pub fn one(
     span.see(&trial.status()?);
     run.counted.by_rules = dropped_by_rules(site, &run.active)?.map(|packets| (span.dropped, packets));
     run.clients.clone_from(&span.clients);
+    if fault.name == "stale-mapping" {
+        run.counted.still_sending = still_sending(site, &run.active)?;
+    }
     if let Some(active) = fault.off(site)? {
         run.active = active;
     }

@@ -10,6 +10,7 @@ pub mod bench;
 pub mod command;
 pub mod demo;
 pub mod dns;
+mod endpoints;
 mod error;
 pub mod faults;
 pub mod interrupt;
@@ -22,6 +23,7 @@ pub mod site;
 pub mod traffic;
 pub mod trial;
 
+pub use endpoints::{Endpoints, Uncleaned};
 pub use error::Error;
 pub use miniature::{Lab, Options};
-pub use site::{Site, StaleEntries};
+pub use site::Site;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::Journal;
-use crate::miniature::{coredns, inventory, kube_proxy};
+use crate::miniature::coredns;
 use crate::process::{Daemon, ProcessId};
 use crate::{Error, command, dns, journal};
 
@@ -32,6 +32,8 @@ pub struct Site {
     pub pods: Vec<Pod>,
     /// The CoreDNS pods behind the Service.
     pub servers: Vec<Server>,
+    /// The server that the background takes out of the Service and puts back: no fault of one server chooses it.
+    pub transient: String,
     /// Where the servers forward what is not cluster.local.
     pub upstream: Upstream,
     /// The DNS Service.
@@ -142,15 +144,6 @@ pub struct Alertmanager {
     pub daemon: Daemon,
 }
 
-/// What happens to UDP conntrack entries that lead to a removed backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StaleEntries {
-    /// They are deleted, as kube-proxy does.
-    Delete,
-    /// They stay: the fault.
-    Keep,
-}
-
 impl Site {
     /// The site of a lab that stands.
     pub fn load(name: &str) -> Result<Self, Error> {
@@ -196,23 +189,6 @@ impl Site {
         let others = [("upstream", &self.upstream.netns), ("monitor", &self.monitor), ("lan", &self.lan)];
         let all: Vec<_> = pods.chain(servers).chain(nodes).chain(others).collect();
         named("namespace", &all, |(name, _)| name, name).map(|(_, path)| path.as_path())
-    }
-
-    /// The Service now has exactly these servers behind it: every node's rules change, then the inventory, then
-    /// UDP entries that lead elsewhere are deleted on each node. As kube-proxy 1.34 does, none are deleted while
-    /// there are no endpoints at all: they go when endpoints come back.
-    pub fn set_endpoints(&self, servers: &[&str], stale: StaleEntries) -> Result<(), Error> {
-        let chosen = servers.iter().map(|name| self.server(name)).collect::<Result<Vec<_>, _>>()?;
-        for node in &self.nodes {
-            kube_proxy::sync(self, node, &chosen)?;
-        }
-        inventory::write(self, &chosen)?;
-        if stale == StaleEntries::Delete && !chosen.is_empty() {
-            for node in &self.nodes {
-                kube_proxy::delete_stale(self, node, &chosen)?;
-            }
-        }
-        Ok(())
     }
 
     /// A program inside a namespace; with `pod_resolv_conf` it sees the /etc/resolv.conf and nsswitch.conf of a

@@ -3,7 +3,7 @@
 // Clippy's leave for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::dns::{self, Kind};
-use lab::{Lab, Options, Site, StaleEntries, alertmanager, command, journal, programs};
+use lab::{Endpoints, Lab, Options, Site, Uncleaned, alertmanager, command, journal, programs};
 use netns::Namespace;
 
 const CLUSTER: &str = "kubernetes.default.svc.cluster.local";
@@ -156,15 +156,20 @@ fn endpoints_that_change_move_the_rules_and_take_their_entries_along() {
         table.contains(&format!("src={} ", server.v4))
     };
 
-    lab.set_endpoints(&[&first.name], StaleEntries::Delete).unwrap();
+    let only = |server: &lab::site::Server, uncleaned| {
+        let others = lab.servers.iter().filter(|other| other.name != server.name);
+        let gone = others.map(|other| other.name.clone()).collect();
+        lab.change_endpoints(|all| *all = Endpoints { gone, uncleaned, ..Endpoints::default() }).unwrap();
+    };
+    only(first, None);
     ask();
     assert!(leads_to(first));
 
-    lab.set_endpoints(&[&second.name], StaleEntries::Keep).unwrap();
+    only(second, Some(Uncleaned { node: node.to_owned(), server: first.name.clone() }));
     ask();
     assert!(leads_to(first), "an entry that is kept goes on leading to the old server");
 
-    lab.set_endpoints(&[&second.name], StaleEntries::Delete).unwrap();
+    only(second, None);
     assert!(!leads_to(first), "a stale entry is deleted");
     ask();
     assert!(leads_to(second));
@@ -176,7 +181,8 @@ fn endpoints_that_change_move_the_rules_and_take_their_entries_along() {
 #[test]
 fn without_endpoints_a_lookup_is_refused_at_once() {
     let lab = raised(53);
-    lab.set_endpoints(&[], StaleEntries::Delete).unwrap();
+    let all: BTreeSet<String> = lab.servers.iter().map(|server| server.name.clone()).collect();
+    lab.change_endpoints(|endpoints| endpoints.unready = all).unwrap();
     for service in [lab.service.v4, lab.service.v6] {
         let netns = Namespace::open(&lab.pods[3].netns).unwrap();
         let refused = netns
@@ -192,8 +198,7 @@ fn without_endpoints_a_lookup_is_refused_at_once() {
             .unwrap();
         assert_eq!(refused, ErrorKind::ConnectionRefused, "{service}");
     }
-    let all: Vec<_> = lab.servers.iter().map(|server| server.name.as_str()).collect();
-    lab.set_endpoints(&all, StaleEntries::Delete).unwrap();
+    lab.change_endpoints(|endpoints| endpoints.unready.clear()).unwrap();
     dns::ask_udp(&lab.pods[3].netns, lab.service.v4, CLUSTER, Kind::A, WAIT).unwrap();
 }
 
@@ -249,7 +254,8 @@ fn the_real_alertmanager_takes_an_alert_and_tells_it() {
 #[test]
 fn two_labs_side_by_side_do_not_meet() {
     let (one, two) = (raised(53), raised(5353));
-    one.set_endpoints(&[], StaleEntries::Delete).unwrap();
+    one.change_endpoints(|all| all.gone = one.servers.iter().map(|server| server.name.clone()).collect())
+        .unwrap();
     one.servers.iter().for_each(|server| server.daemon.kill().unwrap());
     for pod in &two.pods {
         assert_eq!(dns::ask_udp(&pod.netns, two.service.v4, CLUSTER, Kind::A, WAIT).unwrap().records, 1);

@@ -48,9 +48,17 @@ struct Memory {
     bounds: Bounds,
     incidents: BTreeSet<[String; 4]>,
     /// The last totals of each place: places of one node are told as one sum.
-    drops: HashMap<(String, Place, DropClass), (u64, u64)>,
+    drops: HashMap<(String, Place, DropClass), Told>,
     /// When an observer last spoke of a place. Places go away with their pods.
     spoke: HashMap<(Observer, String), Instant>,
+}
+
+/// Totals of a place as last told, and when.
+#[derive(Debug)]
+struct Told {
+    dns: u64,
+    other: u64,
+    at: Instant,
 }
 
 /// How a push to an Alertmanager ended.
@@ -245,7 +253,8 @@ impl Families {
             return;
         }
         let other = totals.all.saturating_sub(totals.dns);
-        let (last_dns, last_other) = memory.drops.insert(key, (totals.dns, other)).unwrap_or_default();
+        let last = memory.drops.insert(key, Told { dns: totals.dns, other, at: Instant::now() });
+        let (last_dns, last_other) = last.map_or((0, 0), |told| (told.dns, told.other));
         let node = memory.bounds.value("node", &node);
         for (dns, total, last) in [("true", totals.dns, last_dns), ("false", other, last_other)] {
             // A helper that was loaded anew begins at zero.
@@ -292,6 +301,7 @@ impl Families {
     }
 
     fn forget_silent_places(&self, memory: &mut Memory) {
+        memory.drops.retain(|_, told| told.at.elapsed() < FORGET_AFTER);
         let bounds = &mut memory.bounds;
         memory.spoke.retain(|(observer, place), at| {
             let speaks = at.elapsed() < FORGET_AFTER;

@@ -1,7 +1,7 @@
 //! `nslookout run`: everything in one process, until Ctrl-C or SIGTERM.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use correlate::{Change, Incident};
@@ -34,6 +34,7 @@ pub async fn run(config: Config) -> Result<()> {
     let inventory = inventory::watch(&config.cluster, out.clone());
     let mut pipeline = Pipeline::start(&config, inventory, out, reports);
     let mut alerts = Alerts::new(config.cluster.name.clone());
+    let mut published: Option<Instant> = None;
     tracing::info!("looking; metrics and status on http://{}", config.metrics.listen);
     loop {
         let step = tokio::select! {
@@ -50,6 +51,11 @@ pub async fn run(config: Config) -> Result<()> {
                 if let Some(pusher) = &pusher {
                     pusher.set(now);
                 }
+                // Figures move with each batch; to write them out for each turn would be most of what a calm minute costs.
+                if changes.is_empty() && published.is_some_and(|at| at.elapsed() < PUBLISH) {
+                    continue;
+                }
+                published = Some(Instant::now());
                 metrics.set_incidents(&correlator.incidents());
                 metrics.set_symptoms(correlator.counts());
                 let json = serde_json::to_string(&pipeline.status()).unwrap_or_default();
@@ -61,6 +67,9 @@ pub async fn run(config: Config) -> Result<()> {
     tracing::info!("ended by a signal");
     Ok(())
 }
+
+/// Status and figures are written out at least so often, and at once when an incident changes.
+const PUBLISH: Duration = Duration::from_secs(1);
 
 /// Asks a running nslookout for its status.
 pub async fn ask_status(api: SocketAddr) -> Result<Status> {

@@ -308,3 +308,23 @@ async fn the_end_of_nslookout_resolves_nothing() {
     let took = eventually("One runs out", async || !alertmanager.fires("One").await).await;
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
+
+#[tokio::test]
+async fn each_of_a_pair_gets_all_also_the_one_that_was_away() {
+    let mut pair = [Alertmanager::start().await, Alertmanager::start().await];
+    let pusher = push_to(&[pair[0].address, pair[1].address], &Metrics::new().unwrap());
+    pusher.set(vec![alert("One", WallTime::now())]);
+    for alertmanager in &pair {
+        eventually("both have One", async || alertmanager.fires("One").await).await;
+    }
+    pair[1].down().await;
+    pusher.set(vec![alert("One", WallTime::now()), alert("Two", WallTime::now())]);
+    let took = eventually("the other hears of Two", async || pair[0].fires("Two").await).await;
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    pair[1].up().await;
+    eventually("the one that was away hears of Two", async || pair[1].fires("Two").await).await;
+    eventually("both have told people", async || {
+        pair.iter().all(|alertmanager| alertmanager.told("Two") == (1, 0))
+    })
+    .await;
+}

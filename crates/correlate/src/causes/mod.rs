@@ -81,6 +81,9 @@ pub(crate) struct Telling {
     pub mend: String,
 }
 
+/// The id of what fits no cause.
+pub(crate) const UNEXPLAINED: &str = "unexplained";
+
 /// All causes, in the order in which they are asked. The first that is certain takes a symptom, else the first
 /// that is likely.
 pub fn all() -> &'static [&'static Cause] {

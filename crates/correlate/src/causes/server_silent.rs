@@ -86,7 +86,7 @@ fn tell(case: &Case, view: &View) -> Telling {
         ));
     }
     for server in silent.iter().take(3) {
-        proof.push(match view.samples.get(server).and_then(|samples| samples.back()) {
+        proof.push(match view.sample_of(server) {
             // A reading from before the silence says nothing.
             Some((at, _)) if *at > case.since.plus(Duration::from_secs(1)) => format!(
                 "{} still answers its metrics port ({}): it lives and the network delivers",

@@ -28,7 +28,7 @@ pub(super) static CAUSE: Cause = Cause {
         let stale = view
             .mappings
             .values()
-            .any(|entry| entry.mapping.renewed.is_some() && view.departed(&entry.mapping.backend).is_some());
+            .any(|entry| entry.mapping.renewed.is_some() && view.departed(&entry.mapping).is_some());
         (view.inventory.service.is_virtual && !stale)
             .then(|| "every entry in use leads to a serving endpoint".into())
     },
@@ -48,10 +48,7 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     if view.had_no_endpoints(symptom.at) {
         return None;
     }
-    if mapping.backend == mapping.original.destination {
-        return None;
-    }
-    let (departed, seen) = view.departed(&mapping.backend)?;
+    let (departed, seen) = view.departed(mapping)?;
     // A lookup's own packet is the renewal; soon after the change, kube-proxy may still be at work.
     if matches!(symptom.kind, Kind::Lookup(_)) && symptom.at < departed.plus(RULES_SETTLE) {
         return None;

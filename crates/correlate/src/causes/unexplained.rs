@@ -5,7 +5,7 @@ use crate::symptom::Kind;
 use crate::view::View;
 
 pub(super) static CAUSE: Cause = Cause {
-    id: "unexplained",
+    id: super::UNEXPLAINED,
     title: "no known cause fits",
     seen: "Lookups fail or crawl.",
     proves: "Nothing: symptoms are here, and no cause's proof or circumstances are.",

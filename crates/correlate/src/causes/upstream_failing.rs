@@ -61,14 +61,9 @@ fn tell(case: &Case, view: &View) -> Telling {
         proof.push(format!("answer cluster names and fail on forwarded ones: {}", names.join(", ")));
     }
     let mut upstreams = Vec::new();
-    let mut told = BTreeSet::new();
     for readings in view.samples.values() {
         let (Some((_, first)), Some((_, last))) = (readings.front(), readings.back()) else { continue };
         let pod = view.pod_of_server(&last.server);
-        // A pod of two addresses gives the same page on both.
-        if !told.insert(pod.clone()) {
-            continue;
-        }
         for upstream in &last.upstreams {
             let before = first.upstreams.iter().find(|u| u.address == upstream.address);
             let then = before.and_then(|u| u.responses.get("SERVFAIL")).copied().unwrap_or(0);

@@ -3,6 +3,7 @@
 use evidence::{AttemptResult, BootTime, CoverageState, DropClass, LookupId, NameKind, QueryType, Role};
 
 use super::*;
+use crate::incident::{Scope, Severity};
 use crate::testing::{NOW, inventory, kernel_drop};
 
 struct Bench {

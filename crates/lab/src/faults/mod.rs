@@ -6,6 +6,7 @@
 
 mod conntrack_full;
 mod forward_drop;
+mod injection;
 mod no_endpoints;
 mod pod_drop;
 mod rule;
@@ -18,21 +19,17 @@ mod undo;
 mod upstream_dead;
 mod upstream_servfail;
 
-use std::fs::{self, File};
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use nix::fcntl::{Flock, FlockArg};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
 use serde::{Deserialize, Serialize};
 
-use crate::site::{Node, Pod, Server, replace};
-use crate::traffic::job::{Helper, Job, Report};
-use crate::{Error, Site, StaleEntries};
+use crate::traffic::job::Report;
+use crate::{Error, Site};
 
+use injection::Injection;
 use undo::Undo;
 
 pub use rule::Rule;
@@ -46,7 +43,7 @@ pub struct Fault {
     pub title: &'static str,
     /// What a right verdict says of it.
     pub expected: Expected,
-    /// Whether it changes servers or endpoints: two such faults exclude each other, and endpoint churn rests.
+    /// Whether it changes servers or endpoints: two such faults exclude each other.
     touches_servers: bool,
     inject: fn(&mut Injection) -> Result<(), Error>,
 }
@@ -127,14 +124,6 @@ pub struct Client {
     pub port: Option<u16>,
 }
 
-/// A fault on its way in: what `inject` functions work with.
-struct Injection<'a> {
-    site: &'a Site,
-    choice: &'a Choice,
-    rng: StdRng,
-    active: Active,
-}
-
 static ALL: [&Fault; 11] = [
     &same_port_clash::FAULT,
     &stale_mapping::FAULT,
@@ -177,19 +166,6 @@ pub fn all_off(site: &Site) -> Result<(), Error> {
     all().iter().try_for_each(|fault| fault.off(site).map(drop))
 }
 
-/// Holds endpoints still: churn and faults change them one at a time. The other question, whether a fault wants
-/// them left alone, is [`servers_are_touched`].
-pub(crate) fn lock_endpoints(site: &Site) -> Result<Flock<File>, Error> {
-    let path = site.dir.join("endpoints.lock");
-    let file = File::create(&path).map_err(Error::file("write", &path))?;
-    Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| Error::file("lock", &path)(errno.into()))
-}
-
-/// Whether a fault that is on works on servers or endpoints.
-pub(crate) fn servers_are_touched(site: &Site) -> bool {
-    all().iter().any(|fault| fault.touches_servers && fault.file(site).exists())
-}
-
 impl Fault {
     /// Puts the fault in and tells what was done. A fault that fails half way is taken out again.
     pub fn on(&self, site: &Site, choice: &Choice) -> Result<Active, Error> {
@@ -198,23 +174,7 @@ impl Fault {
                 "it is on already",
             )));
         }
-        let mut injection = Injection {
-            site,
-            choice,
-            rng: StdRng::seed_from_u64(choice.seed),
-            active: Active {
-                fault: self.name.to_owned(),
-                cause: self.expected.cause.to_owned(),
-                since_unix_ms: 0,
-                node: None,
-                pod: None,
-                servers: Vec::new(),
-                server_addresses: Vec::new(),
-                clients: Vec::new(),
-                truth: Report::default(),
-                undo: Vec::new(),
-            },
-        };
+        let mut injection = Injection::new(self, site, choice);
         let outcome = self.put_in(&mut injection);
         match outcome {
             Ok(()) => Ok(injection.active),
@@ -258,17 +218,14 @@ impl Fault {
         let site = injection.site;
         let folder = site.dir.join("faults");
         fs::create_dir_all(&folder).map_err(Error::file("make", &folder))?;
-        if self.touches_servers {
-            let _held = lock_endpoints(site)?;
-            if servers_are_touched(site) {
-                return Err(Error::system(format!("switch {} on", self.name))(std::io::Error::other(
-                    "another fault of the servers is on",
-                )));
-            }
-            injection.save()?;
-            // Churn may have taken one out; from here on it rests.
-            site.set_endpoints(&all_servers(site), StaleEntries::Delete)?;
+        let other = all().iter().find(|other| other.touches_servers && other.file(site).exists());
+        if let (true, Some(other)) = (self.touches_servers, other) {
+            return Err(Error::system(format!("switch {} on", self.name))(std::io::Error::other(format!(
+                "{} is on, and works on servers, too",
+                other.name
+            ))));
         }
+        injection.save()?;
         (self.inject)(injection)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         injection.active.since_unix_ms = u64::try_from(now.as_millis()).unwrap_or_default();
@@ -278,105 +235,6 @@ impl Fault {
     fn file(&self, site: &Site) -> PathBuf {
         site.dir.join("faults").join(format!("{}.json", self.name))
     }
-}
-
-impl<'a> Injection<'a> {
-    /// Writes down how a step is undone. Call it before the step.
-    fn will(&mut self, undo: Undo) -> Result<(), Error> {
-        self.active.undo.push(undo);
-        self.save()
-    }
-
-    /// Starts the fault's own traffic in a process of its own, inside this namespace.
-    fn start(&mut self, netns: &Path, job: &Job) -> Result<Helper, Error> {
-        let helper = Helper::prepare(self.site, &self.helper_name(), netns, job)?;
-        self.will(Undo::Helper(helper.clone()))?;
-        helper.start()?;
-        Ok(helper)
-    }
-
-    /// What the fault's own traffic was when it was last on.
-    fn last(&self) -> Option<(Job, Report)> {
-        Helper::last(self.site, &self.helper_name())
-    }
-
-    fn helper_name(&self) -> String {
-        format!("fault-{}", self.active.fault)
-    }
-
-    /// The node that was asked for, or one by the seed.
-    fn node(&mut self) -> Result<&'a Node, Error> {
-        let node = match &self.choice.node {
-            Some(name) => self.site.node(name)?,
-            None => drawn(&mut self.rng, "node", &self.site.nodes.iter().collect::<Vec<_>>())?,
-        };
-        self.active.node = Some(node.name.clone());
-        Ok(node)
-    }
-
-    /// The client pod that was asked for, or one by the seed; on the chosen node if one was asked for.
-    fn pod(&mut self) -> Result<&'a Pod, Error> {
-        let (site, choice) = (self.site, self.choice);
-        let pod = match &choice.pod {
-            Some(name) => site.pod(name)?,
-            None => {
-                let fits = |pod: &&Pod| choice.node.as_ref().is_none_or(|node| *node == pod.node);
-                drawn(&mut self.rng, "pod", &site.pods.iter().filter(fits).collect::<Vec<_>>())?
-            }
-        };
-        self.active.node = Some(pod.node.clone());
-        Ok(pod)
-    }
-
-    /// The server that was asked for, or one by the seed.
-    fn server(&mut self) -> Result<&'a Server, Error> {
-        let server = match &self.choice.server {
-            Some(name) => self.site.server(name)?,
-            None => drawn(&mut self.rng, "server", &self.site.servers.iter().collect::<Vec<_>>())?,
-        };
-        self.blame(server);
-        Ok(server)
-    }
-
-    /// A verdict should name this server.
-    fn blame(&mut self, server: &Server) {
-        let address = if self.choice.ipv6 { server.v6.into() } else { server.v4.into() };
-        self.active.servers.push(server.name.clone());
-        self.active.server_addresses.push(SocketAddr::new(address, server.port));
-    }
-
-    /// The Service's address in the chosen family.
-    fn service(&self) -> SocketAddr {
-        if self.choice.ipv6 { self.site.service.v6 } else { self.site.service.v4 }
-    }
-
-    /// This pod is a client of the fault's own traffic.
-    fn client(&mut self, pod: &Pod, port: Option<u16>) -> IpAddr {
-        let address = if self.choice.ipv6 { pod.v6.into() } else { pod.v4.into() };
-        self.active.clients.push(Client { pod: pod.name.clone(), address, port });
-        address
-    }
-
-    /// A verdict should name the upstream.
-    fn blame_upstream(&mut self) {
-        self.active.servers.push("upstream".to_owned());
-        self.active.server_addresses.push(self.site.upstream.address());
-    }
-
-    fn save(&self) -> Result<(), Error> {
-        let path = self.site.dir.join("faults").join(format!("{}.json", self.active.fault));
-        let text = serde_json::to_vec_pretty(&self.active)
-            .map_err(|source| Error::Json { path: path.clone(), source })?;
-        replace(&path, &text)
-    }
-}
-
-fn all_servers(site: &Site) -> Vec<&str> {
-    site.servers.iter().map(|server| server.name.as_str()).collect()
-}
-
-fn drawn<'a, T>(rng: &mut StdRng, kind: &'static str, all: &[&'a T]) -> Result<&'a T, Error> {
-    all.choose(rng).copied().ok_or_else(|| Error::NoSuch { kind, name: "any".into(), known: String::new() })
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
-//! The DNS Service has no endpoints: kube-proxy rejects every query. The servers themselves run on.
+//! No server is ready, so the DNS Service has no endpoints: kube-proxy rejects every query. The servers themselves run on.
 
 use super::undo::Undo;
 use super::{Expected, Fault, Injection, Scope};
-use crate::{Error, StaleEntries};
+use crate::Error;
 
 pub(super) static FAULT: Fault = Fault {
     name: "no-endpoints",
@@ -14,5 +14,6 @@ pub(super) static FAULT: Fault = Fault {
 
 fn inject(injection: &mut Injection) -> Result<(), Error> {
     injection.will(Undo::Endpoints)?;
-    injection.site.set_endpoints(&[], StaleEntries::Delete)
+    let all = injection.site.servers.iter().map(|server| server.name.clone()).collect();
+    injection.site.change_endpoints(|endpoints| endpoints.unready = all)
 }

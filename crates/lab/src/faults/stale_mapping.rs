@@ -1,6 +1,6 @@
 //! A server is gone, the Service no longer has it, and a client's pinned port is still mapped to it.
 //!
-//! The entry is not cleaned, as when kube-proxy is down or failed to; each query of the client renews it.
+//! The entry is not cleaned on the client's node, as when kube-proxy failed to; each query of the client renews it.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::site::{Pod, Server};
 use crate::traffic::Question;
 use crate::traffic::job::Job;
 use crate::traffic::pinned::{self, Pinned};
-use crate::{Error, Site, StaleEntries, command};
+use crate::{Error, Site, Uncleaned, command};
 
 pub(super) static FAULT: Fault = Fault {
     name: "stale-mapping",
@@ -40,8 +40,10 @@ fn inject(injection: &mut Injection) -> Result<(), Error> {
     // As in a cluster: first the Service forgets the server, then the server ends.
     injection.will(Undo::Endpoints)?;
     injection.will(Undo::Start(server.name.clone()))?;
-    let rest: Vec<_> = super::all_servers(site).into_iter().filter(|name| *name != server.name).collect();
-    site.set_endpoints(&rest, StaleEntries::Keep)?;
+    site.change_endpoints(|endpoints| {
+        endpoints.gone.insert(server.name.clone());
+        endpoints.uncleaned = Some(Uncleaned { node: pod.node.clone(), server: server.name.clone() });
+    })?;
     server.daemon.kill()
 }
 

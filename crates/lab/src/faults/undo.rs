@@ -5,11 +5,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::all_servers;
 use super::rule::Rule;
 use crate::traffic::fill;
 use crate::traffic::job::{Helper, Report};
-use crate::{Error, Site, StaleEntries};
+use crate::{Endpoints, Error, Site};
 
 /// What takes a step back. Each may be run when its step was not done, or was undone already.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -21,7 +20,7 @@ pub(super) enum Undo {
     Helper(Helper),
     /// Deletes the entries that filled this namespace's table.
     Entries(PathBuf),
-    /// Puts all servers behind the Service again.
+    /// Puts the servers behind the Service again, but for the one that the background may have taken out.
     Endpoints,
     /// Starts this server if it doesn't run.
     Start(String),
@@ -42,7 +41,7 @@ impl Undo {
             Self::Rule(rule) => rule.delete()?,
             Self::Helper(helper) => return helper.finish().map(Some),
             Self::Entries(netns) => drop(fill::remove(netns)?),
-            Self::Endpoints => site.set_endpoints(&all_servers(site), StaleEntries::Delete)?,
+            Self::Endpoints => site.change_endpoints(Endpoints::heal)?,
             Self::Start(name) => {
                 let server = site.server(name)?;
                 if server.daemon.id().is_none() {

@@ -5,17 +5,17 @@
 
 use serde_json::{Value, json};
 
-use crate::Error;
-use crate::site::{Node, Pod, Server, Site, replace};
+use crate::site::{Node, Pod, Site, replace};
+use crate::{Endpoints, Error};
 
-/// Writes the inventory with these servers as the Service's endpoints.
-pub fn write(site: &Site, endpoints: &[&Server]) -> Result<(), Error> {
+/// Writes the inventory with these endpoints of the Service.
+pub fn write(site: &Site, endpoints: &Endpoints) -> Result<(), Error> {
     let text = serde_json::to_vec_pretty(&list(site, endpoints))
         .map_err(|source| Error::Json { path: site.inventory.clone(), source })?;
     replace(&site.inventory, &text)
 }
 
-fn list(site: &Site, endpoints: &[&Server]) -> Value {
+fn list(site: &Site, endpoints: &Endpoints) -> Value {
     let mut items = vec![slice(site, endpoints, "IPv4"), slice(site, endpoints, "IPv6"), service(site)];
     items.extend(site.servers.iter().map(|server| {
         let node = site.node(&server.node).ok();
@@ -30,14 +30,17 @@ fn list(site: &Site, endpoints: &[&Server]) -> Value {
     json!({ "apiVersion": "v1", "kind": "List", "metadata": { "resourceVersion": "" }, "items": items })
 }
 
-fn slice(site: &Site, endpoints: &[&Server], family: &str) -> Value {
-    let endpoints: Vec<_> = endpoints
+fn slice(site: &Site, endpoints: &Endpoints, family: &str) -> Value {
+    let endpoints: Vec<_> = site
+        .servers
         .iter()
+        .filter(|server| endpoints.lists(server))
         .map(|server| {
+            let ready = endpoints.serves(server);
             let address = if family == "IPv4" { server.v4.to_string() } else { server.v6.to_string() };
             json!({
                 "addresses": [address],
-                "conditions": { "ready": true, "serving": true, "terminating": false },
+                "conditions": { "ready": ready, "serving": ready, "terminating": false },
                 "nodeName": server.node,
                 "targetRef": { "kind": "Pod", "namespace": "kube-system", "name": server.name, "uid": uid(&server.name) },
             })
@@ -144,11 +147,14 @@ mod tests {
     #[test]
     fn a_server_that_is_no_endpoint_is_still_a_pod() {
         let site = plan::draw("x", 1, Some(5353), PathBuf::new());
-        let list = list(&site, &[&site.servers[0]]);
+        let [_, gone, unready] = [0, 1, 2].map(|index: usize| [site.servers[index].name.clone()].into());
+        let list = list(&site, &Endpoints { gone, unready, ..Endpoints::default() });
         let items = list["items"].as_array().unwrap();
         let of = |kind: &str| items.iter().filter(|item| item["kind"] == kind).collect::<Vec<_>>();
         assert_eq!(of("EndpointSlice").len(), 2);
-        assert_eq!(of("EndpointSlice")[0]["endpoints"].as_array().unwrap().len(), 1);
+        let listed = of("EndpointSlice")[0]["endpoints"].as_array().unwrap();
+        let ready: Vec<_> = listed.iter().map(|one| one["conditions"]["ready"].as_bool()).collect();
+        assert_eq!(ready, [Some(true), Some(false)]);
         assert_eq!(of("EndpointSlice")[1]["ports"][0]["port"], 5353);
         assert_eq!(of("Pod").len(), 7);
         assert_eq!(of("Node").len(), 2);

@@ -36,15 +36,16 @@ pub fn sync(site: &Site, node: &Node, endpoints: &[&Server]) -> Result<(), Error
     Family::BOTH.into_iter().try_for_each(|family| restore(node, family, &rules(site, family, endpoints)))
 }
 
-/// Deletes the node's UDP entries to the Service that lead to a server which is no endpoint any more.
-pub fn delete_stale(site: &Site, node: &Node, endpoints: &[&Server]) -> Result<(), Error> {
-    let gone = site.servers.iter().filter(|server| endpoints.iter().all(|one| one.name != server.name));
-    for server in gone {
-        for family in Family::BOTH {
+/// Deletes the node's UDP entries to the Service that lead to these servers, or to none: those that were made while
+/// there was no rule to translate them. kube-proxy asks only whether the reply's source is a serving endpoint.
+pub fn delete_stale(site: &Site, node: &Node, out: &[&Server]) -> Result<(), Error> {
+    for family in Family::BOTH {
+        let service = family.service(site);
+        for backend in out.iter().map(|server| family.address(server)).chain([service]) {
             let mut conntrack = command::inside(&node.netns, "conntrack");
             conntrack.args(["-D", "-f", family.name(), "-p", "udp"]);
-            conntrack.args(["--orig-dst", &family.service(site).to_string(), "--orig-port-dst", "53"]);
-            conntrack.args(["--reply-src", &family.address(server).to_string()]);
+            conntrack.args(["--orig-dst", &service.to_string(), "--orig-port-dst", "53"]);
+            conntrack.args(["--reply-src", &backend.to_string()]);
             let output = command::output(&mut conntrack, None)?;
             // conntrack ends with 1 where there was nothing to delete.
             let none = String::from_utf8_lossy(&output.stderr).contains(" 0 flow entries");

@@ -4,7 +4,7 @@ pub mod coredns;
 pub mod inventory;
 pub mod kube_proxy;
 mod network;
-mod plan;
+pub(crate) mod plan;
 
 use std::fs;
 use std::ops::Deref;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::dns::{self, Kind};
 use crate::journal::{self, Entry, Journal};
 use crate::process::{Daemon, ProcessId};
-use crate::{Error, Site, StaleEntries, alertmanager, interrupt, programs};
+use crate::{Error, Site, alertmanager, interrupt, programs};
 
 /// What may be chosen about a lab.
 #[derive(Debug, Clone)]
@@ -91,8 +91,7 @@ impl Lab {
         for node in &site.nodes {
             interrupt::step(|| kube_proxy::install(node))?;
         }
-        let all: Vec<_> = site.servers.iter().map(|server| server.name.as_str()).collect();
-        interrupt::step(|| site.set_endpoints(&all, StaleEntries::Keep))?;
+        site.change_endpoints(|_all_serve| ())?;
         interrupt::step(|| site.upstream.daemon.start().map(drop))?;
         for server in &site.servers {
             interrupt::step(|| server.daemon.start().map(drop))?;

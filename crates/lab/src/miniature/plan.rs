@@ -82,6 +82,7 @@ pub fn draw(name: &str, seed: u64, target_port: Option<u16>, alertmanager: PathB
         })
         .collect();
 
+    let transient = format!("coredns-{}", random.random_range(1..=places.len()));
     let monitor = netns("monitor");
     Site {
         name: name.to_owned(),
@@ -89,6 +90,7 @@ pub fn draw(name: &str, seed: u64, target_port: Option<u16>, alertmanager: PathB
         nodes,
         pods,
         servers,
+        transient,
         upstream,
         service: Service {
             v4: SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10)), 53),

@@ -18,8 +18,8 @@ use rand::{RngExt, SeedableRng};
 use super::Seen;
 use super::lookups::{Call, Lookups, Tally};
 use super::storm::{Blowing, Storm};
-use crate::faults::{self, Rule};
-use crate::{Error, Site, StaleEntries};
+use crate::faults::Rule;
+use crate::{Error, Site};
 
 /// All of it, until it is stopped or dropped.
 #[derive(Debug)]
@@ -53,7 +53,7 @@ pub struct Counts {
 }
 
 impl Background {
-    /// Starts all of it. The node, the pods and the server that comes and goes are drawn from the seed.
+    /// Starts all of it. The node and the pods are drawn from the seed.
     pub fn start(site: &Site, seed: u64) -> Result<Self, Error> {
         let mut rng = StdRng::seed_from_u64(seed);
         let nothing = |kind| Error::NoSuch { kind, name: "any".into(), known: String::new() };
@@ -88,7 +88,7 @@ impl Background {
         ])?;
         background.echo(&other.netns)?;
         background.send_into_rule(&first.netns, other.v4.into())?;
-        background.churn(site, rng.random_range(0..site.servers.len().max(1)))?;
+        background.churn(site)?;
         let storm = Storm {
             pods: [first.netns.clone(), second.netns.clone()],
             target: SocketAddr::new(service, ECHO_PORT),
@@ -173,26 +173,20 @@ impl Background {
         })
     }
 
-    /// One server leaves and joins again, over and over. While a fault works on servers it rests: the fault has
-    /// put all of them back, and what it does to them is not to be blurred.
-    fn churn(&mut self, site: &Site, leaver: usize) -> Result<(), Error> {
+    /// One server leaves and joins again, over and over, whatever fault is on.
+    fn churn(&mut self, site: &Site) -> Result<(), Error> {
         let (site, stop, churned) = (site.clone(), Arc::clone(&self.stop), Arc::clone(&self.churned));
         self.spawn("churn", move || {
-            let all: Vec<_> = site.servers.iter().map(|server| server.name.as_str()).collect();
-            let mut rest = all.clone();
-            rest.remove(leaver.min(rest.len().saturating_sub(1)));
             let mut next = Instant::now() + CHURN_PERIOD / 2;
             let mut away = false;
             loop {
                 let stopping = stop.load(Ordering::Acquire);
-                if stopping || Instant::now() >= next {
+                if (stopping && away) || Instant::now() >= next {
                     next += CHURN_PERIOD / 2;
-                    let endpoints = if away || stopping { &all } else { &rest };
-                    match set_endpoints(&site, endpoints) {
-                        Ok(changed) => {
-                            churned.fetch_add(u64::from(away && changed), Ordering::Relaxed);
-                            away = changed && !away;
-                        }
+                    away = !away;
+                    let leaver = away.then(|| site.transient.clone());
+                    match site.change_endpoints(|endpoints| endpoints.away = leaver) {
+                        Ok(()) => drop(churned.fetch_add(u64::from(!away), Ordering::Relaxed)),
                         Err(error) => eprintln!("endpoint churn: {error}"),
                     }
                 }
@@ -217,16 +211,6 @@ impl Drop for Background {
             eprintln!("the background traffic left something: {error}");
         }
     }
-}
-
-/// False: a fault works on the servers, so nothing was changed.
-fn set_endpoints(site: &Site, endpoints: &[&str]) -> Result<bool, Error> {
-    let _held = faults::lock_endpoints(site)?;
-    if faults::servers_are_touched(site) {
-        return Ok(false);
-    }
-    site.set_endpoints(endpoints, StaleEntries::Delete)?;
-    Ok(true)
 }
 
 fn bound(pod: &Path, port: u16) -> Result<UdpSocket, Error> {

@@ -133,11 +133,7 @@ fn wrong_scope(fault: &Fault, active: &Active, incident: &Incident) -> Vec<Strin
         [] | [_, _, ..] => None,
     };
     let pinned = active.clients.iter().find(|client| client.port.is_some());
-    // A server that is killed takes others' queries with it, and a resend from the same port follows its stale entry.
-    // Whether those who are named really lost lookups is held against their own count (`Run::clients`).
-    let spread = pinned.is_some() && incident.suffers.nodes.len() > 1;
     let node = match scope {
-        Scope::Node if spread => None,
         Scope::Node | Scope::Pod => active.node.as_deref(),
         Scope::Servers | Scope::Cluster => None,
     };
