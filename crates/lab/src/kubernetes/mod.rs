@@ -17,6 +17,7 @@ mod pki;
 mod plan;
 mod pods;
 mod requirements;
+mod rules;
 mod subcommand;
 mod upstream;
 
@@ -143,6 +144,7 @@ impl Raised {
         tell("all nodes are Ready");
         cluster.wait_for_pods(DEADLINE)?;
         tell("all pods are Running");
+        cluster.wait_for_rules(DEADLINE)?;
         cluster.wait_for_answers(DEADLINE)?;
         tell("a pod of each node gets an answer through the ClusterIP");
         Ok(())
