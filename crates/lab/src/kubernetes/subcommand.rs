@@ -104,9 +104,10 @@ fn up(options: &Options) -> Result<ExitCode, Error> {
     let raised = Raised::up(options, &mut progress())?;
     let figures = raised.figures()?;
     raised.keep()?;
+    let lab = std::env::args().next().unwrap_or_else(|| "lab".to_owned());
     let name = if options.name == "cluster" { String::new() } else { format!(" --name {}", options.name) };
     println!(
-        "cluster {} is up: {} nodes Ready, {} pods Running after {:.1} s; look around with: lab cluster kubectl{name} -- get pods -A",
+        "cluster {} is up: {} nodes Ready, {} pods Running after {:.1} s; look around with: {lab} cluster kubectl{name} -- get pods -A",
         options.name,
         figures.nodes,
         figures.pods,
