@@ -62,7 +62,7 @@ fn inventory(serving: bool) -> Inventory {
             is_virtual: true,
         },
         endpoints: vec![endpoint(SERVER), endpoint(SERVER6)],
-        pods: Vec::new(),
+        ..Inventory::default()
     }
 }
 

@@ -30,7 +30,9 @@ pub(crate) fn inventory(serving: &[&str]) -> Inventory {
             name: "default/app".into(),
             addresses: vec!["10.244.1.7".parse().unwrap()],
             node: Some("node-a".into()),
+            ..Pod::default()
         }],
+        ..Inventory::default()
     }
 }
 

@@ -32,7 +32,7 @@ pub struct Endpoint {
 }
 
 /// A pod, for naming the one who suffers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Pod {
     /// "namespace/name".
@@ -41,6 +41,19 @@ pub struct Pod {
     pub addresses: Vec<IpAddr>,
     /// The node it runs on, where known.
     pub node: Option<String>,
+    /// What keeps it running, as kind and name: "Deployment/web". None for a pod that stands alone.
+    #[serde(default)]
+    pub workload: Option<String>,
+}
+
+/// A node of the cluster.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// The zone it is in, where it says so (topology.kubernetes.io/zone).
+    pub zone: Option<String>,
 }
 
 /// The state of the cluster at one moment.
@@ -53,4 +66,7 @@ pub struct Inventory {
     pub endpoints: Vec<Endpoint>,
     /// Pods, where known.
     pub pods: Vec<Pod>,
+    /// Nodes, where known.
+    #[serde(default)]
+    pub nodes: Vec<Node>,
 }

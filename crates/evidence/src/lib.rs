@@ -18,6 +18,6 @@ pub use conntrack::{
     Counters, DnsQuestion, DropClass, DropTotals, KernelDrop, Mapping, Place, Protocol, Tuple,
 };
 pub use coverage::{Coverage, CoverageState, Observer};
-pub use inventory::{DnsService, Endpoint, Inventory, Pod};
+pub use inventory::{DnsService, Endpoint, Inventory, Node, Pod};
 pub use lookup::{Attempt, AttemptResult, Lookup, LookupId, NameKind, Outcome, QueryType, ServerRole};
 pub use server::{ServerSample, Upstream};

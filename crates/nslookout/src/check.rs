@@ -97,7 +97,7 @@ fn plan(
     let service = DnsService { name: "resolv.conf".into(), addresses: servers.to_vec(), is_virtual };
     // What is behind a virtual address can't be told from here; a plain name server is the server itself.
     let endpoints = if is_virtual { Vec::new() } else { servers.iter().map(endpoint).collect() };
-    (config, Inventory { service, endpoints, pods: Vec::new() })
+    (config, Inventory { service, endpoints, ..Inventory::default() })
 }
 
 /// A pod's resolv.conf doesn't say which servers are behind the Service: that is not "none".

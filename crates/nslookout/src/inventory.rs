@@ -152,7 +152,7 @@ impl State {
         };
         let service = DnsService { name: name.into(), addresses: wanted.to_vec(), is_virtual: false };
         Self {
-            inventory: Arc::new(Inventory { service, endpoints, pods: Vec::new() }),
+            inventory: Arc::new(Inventory { service, endpoints, ..Inventory::default() }),
             known,
             place: config
                 .inventory

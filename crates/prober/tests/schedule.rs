@@ -47,7 +47,7 @@ fn inventory(service: &[SocketAddr], servers: &[SocketAddr]) -> Inventory {
     Inventory {
         service: DnsService { name: "kube-dns".into(), addresses: service.to_vec(), is_virtual: true },
         endpoints: servers.iter().map(endpoint).collect(),
-        pods: Vec::new(),
+        ..Inventory::default()
     }
 }
 

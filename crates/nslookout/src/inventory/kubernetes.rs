@@ -66,7 +66,7 @@ pub fn find(list: List, wanted: &[SocketAddr]) -> Result<Found, Problem> {
     }
     let addresses = service.addresses().map(|ip| SocketAddr::new(ip, port.port)).collect();
     let service = DnsService { name: service.metadata.name.clone(), addresses, is_virtual: true };
-    Ok(Found { inventory: Inventory { service, endpoints, pods }, broken })
+    Ok(Found { inventory: Inventory { service, endpoints, pods, ..Inventory::default() }, broken })
 }
 
 fn by_name(services: &[Service]) -> Option<&Service> {
@@ -316,6 +316,11 @@ impl RawPod {
         };
         let addresses: Vec<IpAddr> = texts.iter().filter_map(|ip| ip.parse().ok()).collect();
         let name = format!("{}/{}", self.metadata.namespace, self.metadata.name);
-        (!addresses.is_empty()).then_some(Pod { name, addresses, node: self.spec.node_name })
+        (!addresses.is_empty()).then_some(Pod {
+            name,
+            addresses,
+            node: self.spec.node_name,
+            ..Pod::default()
+        })
     }
 }
