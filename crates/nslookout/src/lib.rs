@@ -8,6 +8,7 @@ pub mod explain;
 pub mod http;
 mod http_client;
 pub mod inventory;
+pub mod kubernetes;
 pub mod metrics;
 pub mod pipeline;
 pub mod run;

@@ -35,6 +35,11 @@ impl Config {
         if cluster.name.is_empty() {
             mistakes.push("cluster.name: is empty; alerts would not tell their cluster".into());
         }
+        if cluster.inventory.is_some() && cluster.kubeconfig.is_some() {
+            mistakes.push(
+                "cluster.kubeconfig: cluster.inventory is set too; one of them can be the source".into(),
+            );
+        }
         let names =
             [("cluster", Some(&prober.names.cluster)), ("forwarded", prober.names.forwarded.as_ref())];
         for (key, name) in names {
@@ -171,6 +176,7 @@ mod tests {
                 "nodes: [{name: a}]\nvantages: [{name: v, node: b}]",
                 "vantages[0].node: \"b\" is none of nodes",
             ),
+            ("cluster: {inventory: /a, kubeconfig: /b}", "cluster.kubeconfig: "),
             (
                 "alerting: prometheus\nalertmanagers: {addresses: ['http://10.0.0.5']}",
                 "alertmanagers.addresses: ",

@@ -1,7 +1,15 @@
 //! Claims about reading and following an inventory.
 
-use super::*;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use evidence::Observation;
 use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::list::{Found, List, Problem};
+use super::*;
 
 fn service(name: &str, ips: &[&str], udp: u16) -> Value {
     json!({
@@ -27,10 +35,10 @@ fn slice(service: &str, endpoints: Value) -> Value {
     })
 }
 
-fn found(items: &[Value], wanted: &[&str]) -> Result<Found, kubernetes::Problem> {
+fn found(items: &[Value], wanted: &[&str]) -> Result<Found, Problem> {
     let list = serde_json::from_value(json!({"apiVersion": "v1", "kind": "List", "items": items})).unwrap();
-    let wanted: Vec<SocketAddr> = wanted.iter().map(|w| w.parse().unwrap()).collect();
-    kubernetes::find(list, &wanted)
+    let addresses = wanted.iter().map(|w| w.parse().unwrap()).collect();
+    list::find(list, &NameServers { addresses, certain: false })
 }
 
 #[test]
@@ -83,8 +91,8 @@ fn the_service_is_found_by_address_before_name() {
     assert_eq!((by_address.name.as_str(), by_address.addresses[0].port()), ("mine", 54));
     // NodeLocal DNSCache's address belongs to no Service.
     assert_eq!(found(&items, &["169.254.20.10:53"]).unwrap().inventory.service.name, "kube-dns");
-    assert_eq!(found(&items[1..], &[]).unwrap_err(), kubernetes::Problem::NoService);
-    assert_eq!(found(&items[..1], &[]).unwrap_err(), kubernetes::Problem::NoSlices);
+    assert_eq!(found(&items[1..], &[]).unwrap_err(), Problem::NoService);
+    assert_eq!(found(&items[..1], &[]).unwrap_err(), Problem::NoSlices);
 }
 
 #[test]
@@ -114,6 +122,66 @@ fn pods_are_named_by_addresses_that_are_their_own() {
     let names: Vec<_> = inventory.pods.iter().map(|pod| (pod.name.as_str(), pod.addresses.len())).collect();
     assert_eq!(names, [("shop/a", 2), ("shop/old", 1)]);
     assert_eq!(broken, 1);
+}
+
+#[test]
+fn a_pod_is_told_with_the_workload_that_people_know() {
+    let owned = |name: &str, kind: &str, owner: &str, labels: Value| {
+        let owners = json!([{"kind": kind, "name": owner, "controller": true}]);
+        json!({
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": "shop", "labels": labels, "ownerReferences": owners},
+            "status": {"podIP": "10.244.0.5"},
+        })
+    };
+    let hash = json!({"pod-template-hash": "7d4b9c6f5d"});
+    let items = [
+        service("kube-dns", &["10.96.0.10"], 53),
+        slice("kube-dns", json!([])),
+        owned("a", "ReplicaSet", "web-7d4b9c6f5d", hash),
+        owned("b", "ReplicaSet", "plain-7d4b9c6f5d", json!({})),
+        owned("c", "Job", "report-29412000", json!({})),
+        owned("d", "Job", "import-2", json!({})),
+        owned("e", "DaemonSet", "agent", json!({})),
+        owned("f", "Node", "node-a", json!({})),
+    ];
+    let pods = found(&items, &[]).unwrap().inventory.pods;
+    let workloads: Vec<_> = pods.iter().map(|pod| pod.workload.as_deref()).collect();
+    let expected = [
+        Some("Deployment/web"),
+        Some("ReplicaSet/plain-7d4b9c6f5d"),
+        Some("CronJob/report"),
+        Some("Job/import-2"),
+        Some("DaemonSet/agent"),
+        None,
+    ];
+    assert_eq!(workloads, expected);
+}
+
+#[test]
+fn nodes_have_their_zones() {
+    let node =
+        |name: &str, labels: Value| json!({"kind": "Node", "metadata": {"name": name, "labels": labels}});
+    let items = [
+        service("kube-dns", &["10.96.0.10"], 53),
+        slice("kube-dns", json!([])),
+        node("a", json!({"topology.kubernetes.io/zone": "zone-1"})),
+        node("b", json!({})),
+    ];
+    let nodes = found(&items, &[]).unwrap().inventory.nodes;
+    let zones: Vec<_> = nodes.iter().map(|node| (node.name.as_str(), node.zone.as_deref())).collect();
+    assert_eq!(zones, [("a", Some("zone-1")), ("b", None)]);
+}
+
+#[test]
+fn a_resolv_conf_of_pods_is_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("resolv.conf");
+    fs::write(&path, "nameserver 10.96.0.10\nnameserver fd00::a\n").unwrap();
+    let config = ClusterConfig { resolv_conf: Some(path), ..ClusterConfig::default() };
+    let asked = config.name_servers();
+    assert_eq!(asked.addresses, ["10.96.0.10:53".parse().unwrap(), "[fd00::a]:53".parse().unwrap()]);
+    assert!(asked.certain);
 }
 
 fn write(path: &Path, items: &[Value]) {
@@ -200,6 +268,7 @@ async fn without_a_file_the_configuration_speaks_and_says_what_it_does_not_know(
 
 #[test]
 fn no_text_makes_it_panic() {
+    let nobody = NameServers { addresses: Vec::new(), certain: false };
     for text in [
         "",
         "null",
@@ -209,9 +278,9 @@ fn no_text_makes_it_panic() {
         "{\"items\": [null, 7, [], {\"kind\": 7}, {\"kind\": \"Pod\"}]}",
     ] {
         if let Ok(list) = serde_json::from_str(text) {
-            assert!(kubernetes::find(list, &[]).is_err(), "{text}");
+            assert!(list::find(list, &nobody).is_err(), "{text}");
         }
     }
     let deep = format!("{{\"items\": {}", "[".repeat(100_000));
-    assert!(serde_json::from_str::<kubernetes::List>(&deep).is_err());
+    assert!(serde_json::from_str::<List>(&deep).is_err());
 }
