@@ -1,0 +1,13 @@
+//! Does the inventory follow a real API server, and are tokens judged as it judges them?
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a panic is how a test fails"
+)]
+
+mod control_plane;
+mod inventory;
+mod objects;
