@@ -1,15 +1,24 @@
 //! What does the API server say of DNS, and how is it asked while DNS is dead?
 //!
 //! The correlator alone asks it. `connect.rs` reaches it by address, `watches.rs` follows Services, EndpointSlices,
-//! pods and nodes, `source.rs` makes the inventory of them.
+//! pods and nodes, `source.rs` makes the inventory of them. `reviewer.rs` says who it is that shows a service account
+//! token.
 
 mod connect;
 mod health;
+mod jwks;
 mod notes;
+mod reviewer;
 mod source;
 mod store;
+mod token;
+mod token_review;
 mod trouble;
 mod watches;
 
 pub use connect::{ApiServer, ConnectError, Pod, connect};
+pub use jwks::Keys;
+pub use reviewer::Reviewer;
 pub(crate) use source::follow;
+pub use token::{Expected, Identity, Refusal};
+pub use token_review::review;

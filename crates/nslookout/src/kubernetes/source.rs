@@ -147,18 +147,27 @@ impl Source {
             }
             News::Failed(_, Trouble::Expired) => {}
             News::Failed(kind, trouble) => {
-                let before = self.trouble.insert(kind, (trouble.clone(), Instant::now()));
-                self.tell |= before.is_none_or(|(before, _)| before != trouble);
+                if self.present_trouble(kind) != Some(&trouble) {
+                    tracing::warn!("{}", trouble.words(kind));
+                    self.tell = true;
+                }
+                self.trouble.insert(kind, (trouble, Instant::now()));
             }
             News::Beat(Ok(())) => {
-                self.tell |= self.silence.take().is_some_and(|(_, times)| times >= AWAY);
+                if self.silence.take().is_some_and(|(_, times)| times >= AWAY) {
+                    tracing::info!("the API server {} answers again", self.api.address);
+                    self.tell = true;
+                }
                 if self.stands() {
                     self.teller.stand_by(WallTime::now());
                 }
             }
             News::Beat(Err(why)) => {
                 let times = self.silence.as_ref().map_or(0, |(_, times)| *times).saturating_add(1);
-                self.tell |= times == AWAY;
+                if times == AWAY {
+                    tracing::warn!("the API server {} does not answer: {why}", self.api.address);
+                    self.tell = true;
+                }
                 self.silence = Some((why, times));
             }
         }

@@ -1,8 +1,9 @@
 //! What is it like to have an API server? A real etcd and a real kube-apiserver on loopback, without a node.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kube::Client;
@@ -12,7 +13,6 @@ use nslookout::kubernetes::connect;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
 /// The issuer of service account tokens.
@@ -36,9 +36,9 @@ impl ControlPlane {
     pub async fn start() -> Self {
         let programs = tokio::task::spawn_blocking(cluster::all).await.unwrap().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        write_keys(folder.path());
-        let [address, etcd_address, peers] =
-            [free_address().await, free_address().await, free_address().await];
+        let own = own_address();
+        write_keys(folder.path(), own);
+        let [address, etcd_address, peers] = [6443, 2379, 2380].map(|port| SocketAddr::new(own, port));
         let etcd = run(
             folder.path(),
             "etcd",
@@ -206,7 +206,7 @@ fn tail(log: &Path) -> String {
     lines[lines.len().saturating_sub(8)..].join("\n")
 }
 
-fn write_keys(folder: &Path) {
+fn write_keys(folder: &Path, own: IpAddr) {
     let write = |name: &str, text: String| std::fs::write(folder.join(name), text).unwrap();
     let ca_key = KeyPair::generate().unwrap();
     let mut ca = CertificateParams::new(Vec::new()).unwrap();
@@ -214,7 +214,7 @@ fn write_keys(folder: &Path) {
     write("ca.crt", ca.self_signed(&ca_key).unwrap().pem());
     let issuer = Issuer::new(ca, ca_key);
     let key = KeyPair::generate().unwrap();
-    let serving = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
+    let serving = CertificateParams::new(vec![own.to_string()]).unwrap();
     write("serving.crt", serving.signed_by(&key, &issuer).unwrap().pem());
     write("serving.key", key.serialize_pem());
     let tokens = KeyPair::generate().unwrap();
@@ -237,6 +237,10 @@ fn write_kubeconfig(folder: &Path, name: &str, token: &str, server: SocketAddr) 
     path
 }
 
-async fn free_address() -> SocketAddr {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap().local_addr().unwrap()
+/// A loopback address that nobody else has: its ports stay free while a program is away.
+fn own_address() -> IpAddr {
+    static PLANES: AtomicU32 = AtomicU32::new(0);
+    let number = std::process::id() * 8 + PLANES.fetch_add(1, Ordering::Relaxed);
+    let [_, a, b, c] = number.to_be_bytes();
+    Ipv4Addr::new(127, a | 0x80, b, c).into()
 }

@@ -154,7 +154,7 @@ async fn the_inventory_follows_the_api_server_and_outlives_it() {
     // A pod reaches it by its mounted files, by address.
     std::fs::write(plane.folder().join("token"), "admin-token").unwrap();
     let port = Some(plane.address.port().to_string());
-    let here = Pod { host: Some("127.0.0.1".to_owned()), port, folder: plane.folder().to_owned() };
+    let here = Pod { host: Some(plane.address.ip().to_string()), port, folder: plane.folder().to_owned() };
     assert!(get(&here.connect().unwrap().client, NODES).await.unwrap().contains("node-a"));
 }
 

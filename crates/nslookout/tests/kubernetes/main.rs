@@ -11,3 +11,4 @@
 mod control_plane;
 mod inventory;
 mod objects;
+mod tokens;
