@@ -9,6 +9,7 @@ mod config;
 pub(crate) mod dns;
 mod file;
 pub(crate) mod list;
+mod metadata;
 pub(crate) mod objects;
 mod told;
 

@@ -55,7 +55,7 @@ impl Trouble {
         match self {
             Self::Refused { verb, user } => {
                 let user = user.as_deref().unwrap_or("the service account");
-                format!("RBAC: {user} may not {verb} {resource} in all namespaces; without it {hides}")
+                format!("RBAC: {user} may not {verb} {resource}{}; without it {hides}", kind.scope())
             }
             Self::Unauthenticated => {
                 format!("the API server does not accept the token (401); without {resource} {hides}")

@@ -41,6 +41,15 @@ impl Kind {
         }
     }
 
+    /// Where it is to be seen, after the resource.
+    pub(super) fn scope(self) -> &'static str {
+        match self {
+            Self::Services | Self::Pods => " in all namespaces",
+            Self::Slices => " in the namespace of the DNS Service",
+            Self::Nodes => "",
+        }
+    }
+
     /// The place of its line of coverage.
     pub(super) fn place(self) -> &'static str {
         match self {
