@@ -20,8 +20,8 @@ pub fn paths(name: &str) -> Result<Vec<PathBuf>, Error> {
     let has: Vec<_> = roots.iter().flat_map(|root| controllers(root)).collect();
     let missing: Vec<_> = NEEDED.into_iter().filter(|one| has.iter().all(|other| other != one)).collect();
     if !missing.is_empty() {
-        let what = format!("cgroups: this machine offers no {} below /sys/fs/cgroup", missing.join(", "));
-        return Err(Error::Machine { missing: what });
+        let missing = format!("there is no cgroup controller {} below /sys/fs/cgroup", missing.join(", "));
+        return Err(Error::Machine { missing });
     }
     Ok(roots.into_iter().map(|root| root.join(name)).collect())
 }

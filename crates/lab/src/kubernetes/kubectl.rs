@@ -27,7 +27,14 @@ impl Cluster {
     /// kubectl as the administrator, to be given arguments.
     pub fn kubectl(&self) -> Command {
         let mut kubectl = command::inside(&self.control, &self.kubectl);
-        kubectl.env("KUBECONFIG", &self.kubeconfig);
+        // What kubectl remembers of an API server, and what its user prefers, is not this cluster's.
+        kubectl
+            .env("KUBECONFIG", &self.kubeconfig)
+            .env("KUBECACHEDIR", self.dir.join("kubectl"))
+            .env("KUBERC", "off");
+        for proxy in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+            kubectl.env_remove(proxy);
+        }
         kubectl
     }
 
