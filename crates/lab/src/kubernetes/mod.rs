@@ -13,6 +13,7 @@ mod kubectl;
 mod manifests;
 mod network;
 mod node;
+mod node_files;
 mod pki;
 mod plan;
 mod pods;
@@ -99,7 +100,7 @@ impl Raised {
         cluster.save()?;
         network::raise(cluster, journal)?;
         for node in &cluster.nodes {
-            node::write_files(node, &cluster.options, programs, authority, &control::server())?;
+            node_files::write(node, &cluster.options, programs, authority, &control::server())?;
             make_cgroups(node, journal)?;
         }
         upstream::write_files(&cluster.upstream, &cluster.dir)?;
