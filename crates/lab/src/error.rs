@@ -8,10 +8,10 @@ pub enum Error {
     /// Namespaces, rules and conntrack need root.
     #[error("the lab needs root: run it with sudo")]
     NeedsRoot,
-    /// The machine can't carry a cluster.
-    #[error("a cluster can't be raised on this machine, what it lacks: {missing}")]
+    /// The machine can't carry a cluster, or not the one that was asked for.
+    #[error("a cluster can't be raised here: {missing}")]
     Machine {
-        /// What is missing.
+        /// All that is missing or wrong.
         missing: String,
     },
     /// No lab of this name has been raised, or it is gone.

@@ -66,11 +66,13 @@ fn left(name: &str) -> Vec<String> {
 /// What belongs to the machine and a kubelet, a runtime or kube-proxy would like to change.
 fn machine() -> Vec<String> {
     let settings = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops"];
+    // kubectl would keep something there.
+    let home = std::env::var("HOME").unwrap();
     let own = ["net/ipv4/ip_forward", "net/ipv4/conf/all/route_localnet"];
     let read =
         |key: &&str| format!("{key} {}", fs::read_to_string(format!("/proc/sys/{key}")).unwrap().trim());
     let mut machine: Vec<_> = settings.iter().chain(&own).map(read).collect();
-    for folder in ["/run", "/var/lib", "/var/log", "/etc", "/opt", "/usr/libexec"] {
+    for folder in ["/run", "/var/lib", "/var/log", "/etc", "/opt", "/usr/libexec", &home] {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
         machine.extend(entries.map(|entry| entry.path().display().to_string()));
     }

@@ -1,14 +1,15 @@
-//! Does the miniature write the rules that the real kube-proxy writes? Runs as root.
+//! Does the miniature write the rules that the real kube-proxy writes, and which entries does that one delete? Runs
+//! as root.
 
 // Clippy's leave for tests does not reach the helpers beside them.
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use lab::kubernetes::{Cluster, Options, Raised, progress};
+use lab::kubernetes::{Cluster, Options, Pod, Raised, progress};
 use lab::miniature::kube_proxy;
 use lab::process::wait_until;
 use lab::site::Node;
@@ -133,4 +134,86 @@ fn by_chain(lines: &[String]) -> BTreeMap<String, Vec<String>> {
         }
     }
     chains
+}
+
+/// Puts an entry into the table of node-a: asked of the Service from this port, answered by `from`.
+fn insert(cluster: &Cluster, protocol: &str, port: u16, from: SocketAddr) {
+    let (client, service) =
+        if from.is_ipv4() { ("10.244.0.77", "10.96.0.10") } else { ("fd00:244::77", "fd00:96::a") };
+    let (port, reply_port) = (port.to_string(), from.port().to_string());
+    let mut conntrack = command::inside(&cluster.nodes[0].netns, "conntrack");
+    conntrack.args(["-I", "-p", protocol, "--orig-src", client, "--orig-dst", service, "--sport", &port]);
+    conntrack.args(["--dport", "53", "--reply-src", &from.ip().to_string(), "--reply-dst", client]);
+    conntrack.args(["--reply-port-src", &reply_port, "--reply-port-dst", &port, "--timeout", "600"]);
+    if protocol == "tcp" {
+        conntrack.args(["--state", "ESTABLISHED"]);
+    }
+    command::run(&mut conntrack, None).unwrap();
+}
+
+/// The ports of the entries that are left of those.
+fn entries(cluster: &Cluster) -> BTreeSet<u16> {
+    let list = |family: &str, client: &str| {
+        let mut conntrack = command::inside(&cluster.nodes[0].netns, "conntrack");
+        command::run(conntrack.args(["-L", "-f", family, "--orig-src", client]), None).unwrap()
+    };
+    let text = list("ipv4", "10.244.0.77") + &list("ipv6", "fd00:244::77");
+    let port = |line: &str| line.split("sport=").nth(1)?.split(' ').next()?.parse().ok();
+    text.lines().filter_map(port).collect()
+}
+
+/// pkg/proxy/conntrack/cleanup.go of v1.34.4, as it shows.
+#[test]
+fn udp_entries_that_lead_to_no_serving_endpoint_go_while_there_is_one() {
+    let name = format!("clean-{}", std::process::id());
+    let cluster = Raised::up(&Options { dual_stack: true, ..Options::new(&name) }, &mut progress()).unwrap();
+    let scale = |replicas: &str| {
+        let to = format!("--replicas={replicas}");
+        cluster.run(&["scale", "--namespace=kube-system", "deployment/coredns", &to]).unwrap();
+    };
+    let becomes = |wanted: &[u16]| {
+        let wanted: BTreeSet<u16> = wanted.iter().copied().collect();
+        let mut seen = BTreeSet::new();
+        let deadline = Duration::from_secs(60);
+        let same = wait_until(deadline, || {
+            seen = entries(&cluster);
+            seen == wanted
+        });
+        assert!(same, "{seen:?} are left, not {wanted:?}");
+    };
+    let astray = || {
+        // Not translated: made while no rule was there.
+        insert(&cluster, "udp", 1001, "10.96.0.10:53".parse().unwrap());
+        insert(&cluster, "udp", 1002, "[fd00:96::a]:53".parse().unwrap());
+        // To an address that is no server's.
+        insert(&cluster, "udp", 1003, "10.244.9.9:53".parse().unwrap());
+        insert(&cluster, "udp", 1004, "[fd00:244:0:9::9]:53".parse().unwrap());
+    };
+    let address =
+        |pod: &Pod, port| SocketAddr::new(*pod.addresses.iter().find(|one| one.is_ipv4()).unwrap(), port);
+
+    astray();
+    insert(&cluster, "tcp", 1005, "10.244.9.9:53".parse().unwrap());
+    let servers = cluster.pods("k8s-app=kube-dns").unwrap();
+    // To a server, but not to its port.
+    insert(&cluster, "udp", 1006, address(&servers[0], 5353));
+    insert(&cluster, "udp", 2000, address(&servers[0], 53));
+    insert(&cluster, "udp", 2001, address(&servers[1], 53));
+    scale("1");
+    // The one that leaves serves until it has ended, and keeps its entries until then.
+    becomes(&[1005, 2000, 2001]);
+    let staying = || cluster.pods("k8s-app=kube-dns").unwrap();
+    assert!(wait_until(Duration::from_secs(60), || staying().len() == 1));
+    let stays = if staying()[0].name == servers[0].name { 2000 } else { 2001 };
+    becomes(&[1005, stays]);
+
+    scale("0");
+    let gone =
+        || cluster.proxy_rules(&cluster.nodes[0]).unwrap().matches("dns has no endpoints").count() == 2;
+    assert!(wait_until(Duration::from_secs(60), gone));
+    becomes(&[1005, stays]);
+    astray();
+    scale("1");
+    becomes(&[1005]);
+    cluster.down().unwrap();
 }

@@ -13,6 +13,9 @@ use crate::process::{ProcessId, wait_until};
 /// What the kubelet can't do without, by the names of version 1's hierarchies and of version 2's controllers.
 const NEEDED: [&str; 4] = ["cpu", "cpuset", "memory", "pids"];
 
+/// What the kubelet uses of version 2.
+const PASSED_ON: [&str; 5] = ["cpu", "cpuset", "hugetlb", "memory", "pids"];
+
 /// The cgroup of this name in each hierarchy. An error that tells what is missing if the machine's cgroups don't do.
 pub fn paths(name: &str) -> Result<Vec<PathBuf>, Error> {
     let mounts = fs::read_to_string("/proc/self/mounts").map_err(Error::file("read", "/proc/self/mounts"))?;
@@ -20,16 +23,25 @@ pub fn paths(name: &str) -> Result<Vec<PathBuf>, Error> {
     let has: Vec<_> = roots.iter().flat_map(|root| controllers(root)).collect();
     let missing: Vec<_> = NEEDED.into_iter().filter(|one| has.iter().all(|other| other != one)).collect();
     if !missing.is_empty() {
-        let what = format!("cgroups: this machine offers no {} below /sys/fs/cgroup", missing.join(", "));
-        return Err(Error::Machine { missing: what });
+        let missing = format!("there is no cgroup controller {} below /sys/fs/cgroup", missing.join(", "));
+        return Err(Error::Machine { missing });
     }
     Ok(roots.into_iter().map(|root| root.join(name)).collect())
 }
 
-/// Makes it. A new cpuset is empty, and what joins an empty one is refused.
+/// Makes it. In version 1 a new cpuset is empty, and what joins an empty one is refused. In version 2 the kubelet
+/// takes a cgroup for missing unless it has every controller of the machine: the root is told to pass them on, and
+/// still does afterwards, since someone else may have come to count on it.
 pub fn make(path: &Path) -> Result<(), Error> {
-    fs::create_dir(path).map_err(Error::file("make", path))?;
     let Some(root) = path.parent() else { return Ok(()) };
+    let passed_on = root.join("cgroup.subtree_control");
+    let now = fs::read_to_string(&passed_on).unwrap_or_default();
+    let offered = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+    let missing = |one: &&str| now.split_whitespace().all(|other| other != *one);
+    for controller in offered.split_whitespace().filter(|one| PASSED_ON.contains(one)).filter(missing) {
+        fs::write(&passed_on, format!("+{controller}")).map_err(Error::file("write", &passed_on))?;
+    }
+    fs::create_dir(path).map_err(Error::file("make", path))?;
     for file in ["cpuset.cpus", "cpuset.mems"] {
         let (of_root, of_node) = (root.join(file), path.join(file));
         if of_root.exists() {

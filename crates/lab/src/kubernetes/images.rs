@@ -3,12 +3,14 @@
 //! They are written from programs in the cache, and imported into each node before any pod needs them: a pod whose
 //! image is missing once is tried again only a minute later.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::kubernetes::image::Image;
-use crate::programs::COREDNS_VERSION;
 use crate::programs::cluster::ClusterPrograms;
+use crate::programs::{COREDNS_VERSION, cached};
 
 /// The image that holds a pod's namespaces, as containerd is told to call it.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10";
@@ -21,8 +23,8 @@ pub fn coredns() -> String {
     format!("docker.io/coredns/coredns:{COREDNS_VERSION}")
 }
 
-/// Writes the archives of all three into the folder.
-pub fn write(programs: &ClusterPrograms, folder: &Path) -> Result<Vec<PathBuf>, Error> {
+/// The archives of all three. They are kept in the cache; their folder is named after what they are made of.
+pub fn archives(programs: &ClusterPrograms) -> Result<Vec<PathBuf>, Error> {
     let pause = Image::new(PAUSE).file("pause", &programs.pause).entrypoint(&["/pause"]).user("65535:65535");
     let coredns = Image::new(coredns()).file("coredns", &programs.coredns).entrypoint(&["/coredns"]);
     let client = COMMANDS
@@ -34,13 +36,13 @@ pub fn write(programs: &ClusterPrograms, folder: &Path) -> Result<Vec<PathBuf>, 
         .file("bin/wait", &programs.pause)
         .folder("tmp", 0o1777)
         .entrypoint(&["/bin/wait"]);
-    let mut archives = Vec::new();
-    for (name, image) in [("pause", pause), ("coredns", coredns), ("client", client)] {
-        let archive = folder.join(format!("{name}.tar"));
-        image.write(&archive)?;
-        archives.push(archive);
-    }
-    Ok(archives)
+    let images = [("pause", pause), ("coredns", coredns), ("client", client)];
+    let hash = Sha256::digest(format!("{images:?}"));
+    let hash: String = hash.iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+    let folder = cached(&format!("images-{hash}"), |beside| {
+        images.iter().try_for_each(|(name, image)| image.write(&beside.join(format!("{name}.tar"))))
+    })?;
+    Ok(images.iter().map(|(name, _)| folder.join(format!("{name}.tar"))).collect())
 }
 
 const COMMANDS: [&str; 14] = [

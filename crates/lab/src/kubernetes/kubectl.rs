@@ -3,6 +3,7 @@
 //! All of it by the real kubectl, in the control plane's namespace: the same way as a person would ask.
 
 use std::net::{AddrParseError, SocketAddr};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -26,9 +27,19 @@ pub struct Figures {
 impl Cluster {
     /// kubectl as the administrator, to be given arguments.
     pub fn kubectl(&self) -> Command {
-        let mut kubectl = command::inside(&self.control, &self.kubectl);
-        kubectl.env("KUBECONFIG", &self.kubeconfig);
-        kubectl
+        self.administrator(&self.kubectl)
+    }
+
+    /// A program (helm, nslookout) that finds the cluster by KUBECONFIG, as its administrator.
+    pub fn administrator(&self, program: &Path) -> Command {
+        let mut command = command::inside(&self.control, program);
+        // What kubectl remembers of an API server, and what its user prefers, is not this cluster's.
+        command.env("KUBECONFIG", &self.kubeconfig);
+        command.env("KUBECACHEDIR", self.dir.join("kubectl")).env("KUBERC", "off");
+        for proxy in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+            command.env_remove(proxy);
+        }
+        command
     }
 
     /// Runs kubectl and gives what it printed.

@@ -13,6 +13,7 @@ mod kubectl;
 mod manifests;
 mod network;
 mod node;
+mod node_files;
 mod pki;
 mod plan;
 mod pods;
@@ -42,7 +43,7 @@ use crate::{Error, interrupt};
 #[derive(Debug)]
 pub struct Raised {
     cluster: Cluster,
-    _guard: Guard,
+    guard: Guard,
 }
 
 /// Undoes the cluster of this name when dropped, however far its making went.
@@ -71,7 +72,7 @@ impl Raised {
         let authority = Authority::create(&dir.join("pki"))?;
         let cluster = draw(options, &programs, &authority)?;
         guard.daemons = cluster.daemons();
-        let raised = Self { cluster, _guard: guard };
+        let raised = Self { cluster, guard };
         raised.raise(&journal, &programs, &authority, tell)?;
         Ok(raised)
     }
@@ -79,13 +80,13 @@ impl Raised {
     /// Leaves the cluster up when this process ends, until `down`.
     pub fn keep(mut self) -> Result<Cluster, Error> {
         Journal::open(&self.cluster.options.name)?.add(&Entry::Kept)?;
-        self._guard.done = true;
+        self.guard.done = true;
         Ok(self.cluster.clone())
     }
 
     /// Takes the cluster down and tells what could not be undone, which a drop can't.
     pub fn down(mut self) -> Result<(), Error> {
-        self._guard.undo()
+        self.guard.undo()
     }
 
     fn raise(
@@ -99,7 +100,7 @@ impl Raised {
         cluster.save()?;
         network::raise(cluster, journal)?;
         for node in &cluster.nodes {
-            node::write_files(node, &cluster.options, programs, authority, &control::server())?;
+            node_files::write(node, &cluster.options, programs, authority, &control::server())?;
             make_cgroups(node, journal)?;
         }
         upstream::write_files(&cluster.upstream, &cluster.dir)?;
@@ -109,7 +110,7 @@ impl Raised {
             interrupt::step(|| daemon.start().map(drop))?;
         }
         tell("namespaces and certificates made, etcd and the API server started");
-        let archives = images::write(programs, &cluster.dir)?;
+        let archives = images::archives(programs)?;
         for node in &cluster.nodes {
             node::start_runtime(node)?;
         }
@@ -124,9 +125,6 @@ impl Raised {
                 .collect();
             loads.into_iter().try_for_each(|load| load.join().unwrap_or(Ok(())))
         })?;
-        for archive in &archives {
-            fs::remove_file(archive).map_err(Error::file("remove", archive))?;
-        }
         tell("containerd runs on each node and has the images");
         cluster.wait_for_api(DEADLINE)?;
         tell("the API server is ready");

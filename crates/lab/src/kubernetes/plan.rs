@@ -3,6 +3,7 @@
 //! Addresses are the same in each cluster: every one has namespaces of its own, so two never meet. What would meet
 //! (names of namespaces and cgroups) carries the cluster's name.
 
+use std::env;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
@@ -172,13 +173,16 @@ pub fn node_name(index: u8) -> String {
     format!("node-{}", char::from(b'a' + index))
 }
 
-/// A daemon's log and the file of its id are named after it.
+/// A daemon's log and the file of its id are named after it. Of the environment it gets PATH alone: a proxy for HTTP
+/// or a variable that etcd reads as a flag would make another cluster of it.
 pub fn daemon(name: &str, netns: &Path, dir: &Path, program: PathBuf, args: Vec<String>) -> Daemon {
+    let path = env::var("PATH").unwrap_or_default();
+    let words = ["-i".to_owned(), format!("PATH={path}"), program.display().to_string()];
     Daemon {
         name: name.to_owned(),
         netns: netns.to_owned(),
-        program,
-        args,
+        program: PathBuf::from("env"),
+        args: words.into_iter().chain(args).collect(),
         log: dir.join(format!("{name}.log")),
         pid_file: dir.join(format!("{name}.pid")),
     }

@@ -5,6 +5,7 @@
 use std::env;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use nix::sys::statvfs::statvfs;
 
@@ -17,14 +18,15 @@ pub fn check(options: &Options) -> Result<(), Error> {
     journal::check_name(&options.name)?;
     let mut missing = Vec::new();
     if !(2..=9).contains(&options.nodes) {
-        missing.push(format!("2 to 9 nodes, not {}", options.nodes));
+        missing.push(format!("it has 2 to 9 nodes, not {}", options.nodes));
     }
-    if let Err(error) = cgroups::paths("lab") {
-        missing.push(error.to_string());
+    match cgroups::paths("lab") {
+        Ok(_) => (),
+        Err(Error::Machine { missing: cgroups }) => missing.push(cgroups),
+        Err(other) => missing.push(other.to_string()),
     }
-    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
-    if !filesystems.contains("\toverlay\n") {
-        missing.push("the kernel's overlay file system (modprobe overlay)".to_owned());
+    if !overlay() {
+        missing.push("the kernel has no overlay file system".to_owned());
     }
     let tools = match options.proxy_mode {
         ProxyMode::Iptables => ["iptables-restore", "conntrack"].as_slice(),
@@ -33,7 +35,7 @@ pub fn check(options: &Options) -> Result<(), Error> {
     };
     for tool in ["nsenter", "unshare", "setpriv", "ip", "mount"].iter().chain(tools) {
         if !in_path(tool) {
-            missing.push(format!("the program {tool} (make setup)"));
+            missing.push(format!("the program {tool} is missing (make setup)"));
         }
     }
     match statvfs("/run") {
@@ -43,16 +45,23 @@ pub fn check(options: &Options) -> Result<(), Error> {
             let wanted = 150 + 150 * u64::from(options.nodes);
             if free < wanted {
                 missing.push(format!(
-                    "{wanted} MB free in /run (there are {free}: mount -o remount,size=... /run)"
+                    "/run has {free} MB free, {wanted} are needed (mount -o remount,size=... /run)"
                 ));
             }
         }
         Err(errno) => missing.push(format!("/run ({errno})")),
     }
     if options.dual_stack && !Path::new("/proc/sys/net/ipv6").exists() {
-        missing.push("IPv6 in the kernel, for a dual-stack cluster".to_owned());
+        missing.push("dual stack needs IPv6 in the kernel".to_owned());
     }
     if missing.is_empty() { Ok(()) } else { Err(Error::Machine { missing: missing.join("; ") }) }
+}
+
+/// In the kernel now, or as a module that the first mount loads.
+fn overlay() -> bool {
+    let filesystems = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let module = || Command::new("modprobe").args(["--dry-run", "--quiet", "overlay"]).status();
+    filesystems.contains("\toverlay\n") || module().is_ok_and(|status| status.success())
 }
 
 fn in_path(program: &str) -> bool {

@@ -112,7 +112,7 @@ fn getaddrinfo(kind: &'static str, compiler: &'static [&'static str]) -> Result<
 }
 
 /// The folder of a program, made by `make` in a folder beside it when it is missing.
-fn cached(name: &str, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
+pub(crate) fn cached(name: &str, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
     let cache = cache();
     let folder = cache.join(name);
     if folder.is_dir() {
