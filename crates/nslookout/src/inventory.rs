@@ -80,6 +80,16 @@ pub fn watch(config: &ClusterConfig, out: mpsc::Sender<Report>) -> watch::Receiv
     receiver
 }
 
+/// What an agent goes by until the correlator tells it more: the Service's addresses as configured, or as this pod's
+/// own resolv.conf names them. A node's resolv.conf names other servers: there it is not asked.
+pub fn of_agent(config: &ClusterConfig, in_pod_network: bool) -> Arc<Inventory> {
+    let mut wanted: Vec<SocketAddr> = config.service.addresses.iter().map(|a| a.0).collect();
+    if wanted.is_empty() && in_pod_network {
+        wanted = of_resolv_conf(&fs::read_to_string("/etc/resolv.conf").unwrap_or_default());
+    }
+    State::of_configuration(config, &wanted).inventory
+}
+
 async fn follow(
     mut state: State,
     mut file: Option<Follower>,
@@ -181,7 +191,7 @@ impl State {
         let now = BootTime::now();
         let inventory = self.known.then(|| Observation::Inventory((*self.inventory).clone()));
         Report {
-            node: crate::pipeline::this_node(),
+            node: crate::observers::this_node(),
             role: Role::Inventory,
             from: now,
             to: now,

@@ -9,6 +9,7 @@ pub mod http;
 mod http_client;
 pub mod inventory;
 pub mod metrics;
+pub mod observers;
 pub mod pipeline;
 pub mod run;
 pub mod status;
