@@ -1,9 +1,12 @@
 //! nslookout as a library: configuration, wiring, delivery. The binary is a thin command line on it.
 
+pub mod agent;
 pub mod alertmanager;
 pub mod alerts;
+pub mod alive;
 pub mod check;
 pub mod config;
+pub mod correlator;
 pub mod explain;
 pub mod http;
 mod http_client;
