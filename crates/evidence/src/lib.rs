@@ -11,6 +11,7 @@ mod coverage;
 mod inventory;
 mod lookup;
 mod server;
+pub mod wire;
 
 pub use batch::{Batch, Observation, Report, Role};
 pub use clock::{BootTime, ClockReading, WallTime};

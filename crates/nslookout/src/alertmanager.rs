@@ -20,6 +20,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::config::{Alerting, Config};
 use crate::metrics::Metrics;
 use board::Board;
 use delivery::Delivery;
@@ -96,6 +97,14 @@ impl Pusher {
         if let Some(next) = next {
             self.board.send_replace(Arc::new(next));
         }
+    }
+}
+
+/// As the configuration has it: none where Prometheus sends alerts.
+pub fn of(config: &Config, metrics: &Metrics) -> Option<Pusher> {
+    match config.alerting {
+        Alerting::Push => Some(start(&config.alertmanagers, &config.cluster.name, metrics)),
+        Alerting::Prometheus => None,
     }
 }
 

@@ -12,7 +12,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::pipeline::{Pipeline, REPORTS, Step, this_node};
+use crate::observers::this_node;
+use crate::pipeline::{Pipeline, REPORTS, Step};
 use crate::status::{State, Status};
 
 /// Why a check can't begin.

@@ -5,6 +5,7 @@
 
 mod mistakes;
 mod near;
+mod parts;
 mod sense;
 mod shape;
 
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+pub use parts::{AgentConfig, AliveConfig, CorrelatorConfig, DEFAULT_SOCKET};
 
 use crate::alertmanager::AlertmanagersConfig;
 use crate::inventory::ClusterConfig;
@@ -41,6 +44,12 @@ pub struct Config {
     pub alertmanagers: AlertmanagersConfig,
     /// The metrics page and the API.
     pub metrics: MetricsConfig,
+    /// The agents, where nslookout runs in parts.
+    pub agent: AgentConfig,
+    /// The correlator, where nslookout runs in parts.
+    pub correlator: CorrelatorConfig,
+    /// What kubelet's probes ask.
+    pub alive: AliveConfig,
 }
 
 /// A node whose kernel is watched.

@@ -62,6 +62,16 @@ pub fn watch(config: &ClusterConfig, out: mpsc::Sender<Report>) -> watch::Receiv
     follow(config, out).inventory
 }
 
+/// What an agent goes by until the correlator tells it more: the Service's addresses as configured, or as this pod's
+/// own resolv.conf names them. A node's resolv.conf names other servers: there it is not asked.
+pub fn of_agent(config: &ClusterConfig, in_pod_network: bool) -> Arc<Inventory> {
+    let mut asked = config.name_servers();
+    if config.service.addresses.is_empty() && !in_pod_network {
+        asked.addresses.clear();
+    }
+    first(config, &asked, &Source::Configuration)
+}
+
 /// What the configuration knows before any source was asked.
 fn first(config: &ClusterConfig, asked: &NameServers, source: &Source) -> Arc<Inventory> {
     let name = if config.service.addresses.is_empty() { "resolv.conf" } else { "configured" };

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
-use nslookout::{check, config::Config, explain, run, status::Status};
+use nslookout::{agent, alive, check, config::Config, correlator, explain, run, status::Status};
 use tokio::task::LocalSet;
 
 /// Tells whether a cluster's DNS works, and if not, who suffers, why, and what mends it.
@@ -55,6 +55,29 @@ enum Command {
         #[arg(long)]
         config: Option<PathBuf>,
     },
+    /// One part of what `run` does, on one node of a cluster, for a correlator.
+    ///
+    /// Example: nslookout agent prober --config config/nslookout.yaml
+    Agent {
+        #[command(subcommand)]
+        part: Agent,
+    },
+    /// Verdicts and alerts from what the agents of all nodes send.
+    ///
+    /// Example: nslookout correlator --config config/nslookout.yaml
+    Correlator {
+        /// The configuration; without it the defaults.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Does the agent or correlator of this machine run, and can it tell? For kubelet's probes.
+    ///
+    /// Exit code: 0 it does, 1 it hangs, 2 nobody answers. Example: nslookout alive
+    Alive {
+        /// Its unix socket, `alive.socket` of its configuration.
+        #[arg(long, default_value = nslookout::config::DEFAULT_SOCKET)]
+        socket: PathBuf,
+    },
     /// The state of DNS as a running nslookout sees it.
     ///
     /// Example: nslookout status --api 127.0.0.1:9853
@@ -69,6 +92,22 @@ enum Command {
     Explain {
         /// The cause's id.
         cause: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Agent {
+    /// Lookups as applications make them, from the pods' network. Needs no privilege.
+    Prober {
+        /// The configuration; without it the defaults.
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// The node's conntrack and the DNS packets that its kernel drops. Needs the host's network.
+    Node {
+        /// The configuration; without it the defaults.
+        #[arg(long)]
+        config: Option<PathBuf>,
     },
 }
 
@@ -89,7 +128,17 @@ fn main() -> ExitCode {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
         .init();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut builder = match &cli.command {
+        // TLS and unpacking for a whole cluster are worth threads; all else is bound to be small.
+        Command::Correlator { .. } => tokio::runtime::Builder::new_multi_thread(),
+        Command::Check { .. }
+        | Command::Run { .. }
+        | Command::Agent { .. }
+        | Command::Alive { .. }
+        | Command::Status { .. }
+        | Command::Explain { .. } => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
@@ -104,19 +153,25 @@ async fn dispatch(cli: Cli) -> ExitCode {
                 Err(error) => fail(&error),
             }
         }
-        Command::Run { config } => {
-            let config = match config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path)) {
-                Ok(config) => config,
-                Err(mistakes) => {
-                    eprintln!("nslookout: {mistakes}");
-                    return ExitCode::from(USAGE);
-                }
-            };
-            match run::run(config).await {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(&format!("{error:#}")),
-            }
+        Command::Run { config } => with(config, run::run).await,
+        Command::Correlator { config } => with(config, correlator::run).await,
+        Command::Agent { part: Agent::Prober { config } } => {
+            with(config, |config| agent::run(config, agent::Part::Prober)).await
         }
+        Command::Agent { part: Agent::Node { config } } => {
+            with(config, |config| agent::run(config, agent::Part::Node)).await
+        }
+        Command::Alive { socket } => match alive::ask(&socket).await {
+            Ok(alive) => {
+                let verdict = if alive.alive { "alive" } else { "HANGS" };
+                match cli.output {
+                    Output::Table => println!("{verdict}: {}, {}", alive.part, alive.state),
+                    Output::Json => println!("{}", serde_json::to_string(&alive).unwrap_or_default()),
+                }
+                if alive.alive { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            }
+            Err(error) => fail(&format!("nobody answers: {error}")),
+        },
         Command::Status { api } => match run::ask_status(api).await {
             Ok(status) => print_status(&status, cli.output),
             Err(error) => fail(&format!("{error:#}")),
@@ -139,6 +194,24 @@ async fn dispatch(cli: Cli) -> ExitCode {
                 ExitCode::from(USAGE)
             }
         },
+    }
+}
+
+/// Runs a command that goes by a configuration.
+async fn with<F: Future<Output = anyhow::Result<()>>>(
+    config: Option<PathBuf>,
+    command: impl FnOnce(Config) -> F,
+) -> ExitCode {
+    let config = match config.map_or_else(|| Ok(Config::default()), |path| Config::load(&path)) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("nslookout: {mistakes}");
+            return ExitCode::from(USAGE);
+        }
+    };
+    match command(config).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("{error:#}")),
     }
 }
 

@@ -14,6 +14,7 @@ use evidence::{
     Batch, Counters, Coverage, CoverageState, DropClass, DropTotals, Lookup, Observation, Observer, Place,
     Role, ServerRole,
 };
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -145,6 +146,11 @@ impl Metrics {
             registry,
             memory: Mutex::default(),
         })))
+    }
+
+    /// Puts a figure of another part on the same page.
+    pub fn register(&self, figure: impl Collector + 'static) -> Result<(), prometheus::Error> {
+        self.0.registry.register(Box::new(figure))
     }
 
     /// Takes in a batch.

@@ -1,23 +1,19 @@
-//! Observers on one side, verdicts on the other: the same for `run` and `check`.
+//! Observers on one side, verdicts on the other: the same for `run`, `check` and `correlator`.
 //!
-//! Observers hand in reports over one bounded channel; here they are sealed into batches, counted and fed to
-//! the correlator.
+//! Observers of this process hand in reports over one bounded channel; here they are sealed into batches, counted and
+//! fed to the correlator, together with the batches that agents have sealed.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use correlate::{Change, Correlator};
-use evidence::{
-    Batch, BootTime, ClockReading, Coverage, CoverageState, Inventory, Lookup, Observation, Observer, Report,
-    Role, ServerRole, WallTime,
-};
-use netns::Namespace;
+use evidence::{Batch, ClockReading, Inventory, Lookup, Observation, Report, ServerRole, WallTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::config::{Config, NodeConfig, VantageConfig};
+use crate::config::Config;
+use crate::observers::{self, boot_id, node_configs, vantage_configs};
 use crate::status::{LookupCount, ProfileStatus, SCHEMA, Status, SymptomCount};
 
 /// The observers at work, and what they make of it.
@@ -25,6 +21,7 @@ use crate::status::{LookupCount, ProfileStatus, SCHEMA, Status, SymptomCount};
 pub struct Pipeline {
     correlator: Correlator,
     reports: mpsc::Receiver<Report>,
+    batches: mpsc::Receiver<Batch>,
     sealer: Sealer,
     tick: Interval,
     profiles: BTreeMap<(String, String, bool), ProfileStatus>,
@@ -50,54 +47,22 @@ impl Pipeline {
         out: mpsc::Sender<Report>,
         reports: mpsc::Receiver<Report>,
     ) -> Self {
-        let mut refused = Vec::new();
-        let mut nodes = Vec::new();
-        for node in node_configs(config) {
-            match open(node.netns.as_deref()) {
-                Ok(namespace) => nodes.push(conntrack_watch::WatchedNode { name: node.name, namespace }),
-                Err(error) => refused.extend(NODE_OBSERVERS.map(|o| denied(o, &node.name, &error))),
-            }
-        }
-        let mut vantages = Vec::new();
-        for vantage in vantage_configs(config) {
-            match open(vantage.netns.as_deref()) {
-                Ok(namespace) => {
-                    vantages.push(prober::Vantage::new(vantage.name, vantage.node, namespace));
-                }
-                Err(error) => refused.push(denied(Observer::Prober, &vantage.name, &error)),
-            }
-        }
-        tokio::task::spawn_local(prober::run(
-            config.prober.clone(),
-            vantages,
-            inventory.clone(),
-            out.clone(),
-        ));
-        tokio::task::spawn_local(conntrack_watch::run(
-            config.conntrack_watch.clone(),
-            nodes,
-            inventory.clone(),
-            out.clone(),
-        ));
-        match Namespace::current() {
-            Ok(here) => {
-                tokio::task::spawn_local(coredns_watch::run(
-                    config.coredns_watch.clone(),
-                    here,
-                    inventory,
-                    out.clone(),
-                ));
-            }
-            Err(error) => refused.push(denied(Observer::CorednsMetrics, "everywhere", &error)),
-        }
-        if !refused.is_empty() {
-            tokio::task::spawn_local(repeat(refused, out));
-        }
+        observers::prober(config, vantage_configs(config), inventory.clone(), out.clone());
+        observers::nodes(config, node_configs(config), inventory.clone(), out.clone());
+        observers::servers(config, inventory, out);
+        // Nobody sends over the wire.
+        let (_, batches) = mpsc::channel(1);
+        Self::of(config, reports, batches)
+    }
+
+    /// Of this process' own reports and of batches that were sealed elsewhere.
+    pub fn of(config: &Config, reports: mpsc::Receiver<Report>, batches: mpsc::Receiver<Batch>) -> Self {
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             correlator: Correlator::new(config.correlate.clone()),
             reports,
+            batches,
             sealer: Sealer::new(),
             tick,
             profiles: BTreeMap::new(),
@@ -113,15 +78,20 @@ impl Pipeline {
             _ = self.tick.tick() => Step::Changes(self.correlator.tick(WallTime::now())),
             Some(report) = self.reports.recv() => {
                 let batch = self.sealer.seal(report);
-                self.correlator.observe(&batch, WallTime::now());
-                for observation in &batch.observations {
-                    if let Observation::Lookup(lookup) = observation {
-                        self.note(lookup);
-                    }
-                }
-                Step::Batch(Box::new(batch))
+                self.take(batch)
+            }
+            Some(batch) = self.batches.recv() => self.take(batch),
+        }
+    }
+
+    fn take(&mut self, batch: Batch) -> Step {
+        self.correlator.observe(&batch, WallTime::now());
+        for observation in &batch.observations {
+            if let Observation::Lookup(lookup) = observation {
+                self.note(lookup);
             }
         }
+        Step::Batch(Box::new(batch))
     }
 
     /// The correlator, to read.
@@ -162,8 +132,11 @@ impl Pipeline {
     fn note(&mut self, lookup: &Lookup) {
         self.lookups = self.lookups.saturating_add(1);
         self.answered = self.answered.saturating_add(usize::from(lookup.outcome.is_answer()));
-        // Vantages and profiles come from the configuration: their number is bounded.
         let key = (lookup.profile.clone(), lookup.vantage.clone(), lookup.role == ServerRole::Service);
+        // An agent names profiles and vantages as it likes.
+        if self.profiles.len() >= MOST_PROFILES && !self.profiles.contains_key(&key) {
+            return;
+        }
         #[expect(clippy::cast_precision_loss, reason = "waits of seconds, shown with one digit")]
         let wait_ms = lookup.ended.since(lookup.started).as_nanos() as f64 / 1e6;
         self.profiles.insert(
@@ -188,8 +161,7 @@ struct Sealer {
 
 impl Sealer {
     fn new() -> Self {
-        let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        Self { boot_id: boot_id.trim().to_owned(), sequences: BTreeMap::new() }
+        Self { boot_id: boot_id(), sequences: BTreeMap::new() }
     }
 
     fn seal(&mut self, report: Report) -> Batch {
@@ -209,71 +181,9 @@ impl Sealer {
     }
 }
 
-/// The nodes of the configuration, or this machine.
-fn node_configs(config: &Config) -> Vec<NodeConfig> {
-    if config.nodes.is_empty() {
-        vec![NodeConfig { name: this_node(), netns: None }]
-    } else {
-        config.nodes.clone()
-    }
-}
-
-/// The vantages of the configuration, or this machine.
-fn vantage_configs(config: &Config) -> Vec<VantageConfig> {
-    if config.vantages.is_empty() {
-        let node = node_configs(config).first().map_or_else(this_node, |node| node.name.clone());
-        return vec![VantageConfig {
-            name: this_node(),
-            node,
-            netns: None,
-            network: crate::config::Network::Host,
-        }];
-    }
-    config.vantages.clone()
-}
-
-/// This machine's name, by the kernel: never by asking DNS.
-pub fn this_node() -> String {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
-        .unwrap_or_else(|| "this-node".into())
-}
-
-fn open(path: Option<&Path>) -> Result<Namespace, netns::Error> {
-    match path {
-        Some(path) => Namespace::open(&PathBuf::from(path)),
-        None => Namespace::current(),
-    }
-}
-
-fn denied(observer: Observer, place: &str, error: &dyn std::fmt::Display) -> Coverage {
-    Coverage { observer, place: place.into(), state: CoverageState::Denied { missing: error.to_string() } }
-}
-
-/// Says again and again what could not be entered, so that it never looks like silence.
-async fn repeat(coverage: Vec<Coverage>, out: mpsc::Sender<Report>) {
-    let mut turn = interval(Duration::from_secs(5));
-    loop {
-        turn.tick().await;
-        let now = BootTime::now();
-        let report = Report {
-            node: this_node(),
-            role: Role::Node,
-            from: now,
-            to: now,
-            observations: Vec::new(),
-            coverage: coverage.clone(),
-        };
-        if out.send(report).await.is_err() {
-            return;
-        }
-    }
-}
-
-const NODE_OBSERVERS: [Observer; 3] =
-    [Observer::ConntrackCounters, Observer::ConntrackTable, Observer::Drops];
 /// Five decisions a second: a verdict waits 200 ms for its turn at most.
 const TICK: Duration = Duration::from_millis(200);
+/// Four for each of 10,000 nodes.
+const MOST_PROFILES: usize = 40_000;
 /// Room for a burst: a thousand reports are more than a minute of a ten-node miniature.
 pub const REPORTS: usize = 1024;

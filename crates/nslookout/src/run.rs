@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use correlate::{Change, Incident};
-use evidence::WallTime;
-use tokio::signal::unix::{SignalKind, signal};
+use evidence::{Batch, WallTime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
+use crate::alertmanager::Pusher;
 use crate::alerts::Alerts;
-use crate::config::{Alerting, Config};
+use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, REPORTS, Step};
 use crate::status::Status;
@@ -18,33 +19,78 @@ use crate::{alertmanager, http, inventory};
 
 /// Runs until a signal. Only what makes the whole pointless is an error: a metrics address that is taken.
 pub async fn run(config: Config) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be caught")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be caught")?;
+    let signals = Signals::new()?;
     let metrics = Metrics::new().context("the metrics registry")?;
     let (status_out, status) = watch::channel(String::from("{}"));
     let server = http::bind(config.metrics.listen)
         .await
         .with_context(|| format!("metrics.listen: {} can't be listened on", config.metrics.listen))?;
     tokio::task::spawn_local(http::serve(server, metrics.clone(), status));
-    let pusher = match config.alerting {
-        Alerting::Push => Some(alertmanager::start(&config.alertmanagers, &config.cluster.name, &metrics)),
-        Alerting::Prometheus => None,
-    };
+    let pusher = alertmanager::of(&config, &metrics);
     let (out, reports) = mpsc::channel(REPORTS);
     let inventory = inventory::watch(&config.cluster, out.clone());
-    let mut pipeline = Pipeline::start(&config, inventory, out, reports);
+    let pipeline = Pipeline::start(&config, inventory, out, reports);
+    judge(&config, pipeline, Bench { metrics, status_out, pusher }, signals, |_, _| {}).await;
+    Ok(())
+}
+
+/// The signals that end a process.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on they are caught.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("SIGTERM can't be caught")?,
+            interrupt: signal(SignalKind::interrupt()).context("SIGINT can't be caught")?,
+        })
+    }
+
+    /// Waits for one of them.
+    pub async fn any(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Where verdicts go.
+#[derive(Debug)]
+pub(crate) struct Bench {
+    pub(crate) metrics: Metrics,
+    pub(crate) status_out: watch::Sender<String>,
+    pub(crate) pusher: Option<Pusher>,
+}
+
+/// Takes evidence, judges and tells, until a signal. `turn` is called at each step, with its batch if it brought one.
+pub(crate) async fn judge(
+    config: &Config,
+    mut pipeline: Pipeline,
+    bench: Bench,
+    mut signals: Signals,
+    turn: impl Fn(&Pipeline, Option<&Batch>),
+) {
+    let Bench { metrics, status_out, pusher } = bench;
     let mut alerts = Alerts::new(config.cluster.name.clone());
     let mut published: Option<Instant> = None;
     tracing::info!("looking; metrics and status on http://{}", config.metrics.listen);
     loop {
         let step = tokio::select! {
             step = pipeline.step() => step,
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = signals.any() => break,
         };
         match step {
-            Step::Batch(batch) => metrics.record(&batch),
+            Step::Batch(batch) => {
+                metrics.record(&batch);
+                turn(&pipeline, Some(&batch));
+            }
             Step::Changes(changes) => {
+                turn(&pipeline, None);
                 changes.iter().for_each(log);
                 let correlator = pipeline.correlator();
                 let now = alerts.update(&changes, &correlator.blind(), WallTime::now());
@@ -65,7 +111,6 @@ pub async fn run(config: Config) -> Result<()> {
     }
     // SIGTERM resolves nothing: alerts end by themselves if nobody takes over.
     tracing::info!("ended by a signal");
-    Ok(())
 }
 
 /// Status and figures are written out at least so often, and at once when an incident changes.

@@ -12,7 +12,7 @@ impl Config {
     /// What the schema allows, and would look at nothing, alert on nothing or contradict itself.
     pub(super) fn nonsense(&self) -> Vec<String> {
         let mut mistakes = self.nonsense_durations();
-        let Self { cluster, prober, coredns_watch, correlate, .. } = self;
+        let Self { cluster, prober, coredns_watch, correlate, agent, correlator, .. } = self;
         for (path, is_zero, so) in [
             ("prober.inFlight", prober.in_flight == 0, "no lookup would ever be made"),
             ("corednsWatch.metricsPort", coredns_watch.metrics_port == 0, "nothing listens there"),
@@ -23,6 +23,14 @@ impl Config {
                 "an incident needs a symptom",
             ),
             ("correlate.criticalLookups", correlate.critical_lookups == 0, "no lookups have no percentage"),
+            ("agent.spoolBatches", agent.spool_batches == 0, "nothing could ever be sent"),
+            ("agent.spoolBytes", agent.spool_bytes == 0, "nothing could ever be sent"),
+            ("correlator.connections", correlator.connections == 0, "nobody could ever report"),
+            (
+                "correlator.connectionsPerAddress",
+                correlator.connections_per_address == 0,
+                "nobody could ever report",
+            ),
         ] {
             if is_zero {
                 mistakes.push(format!("{path}: is 0, but {so}"));
@@ -31,6 +39,12 @@ impl Config {
         let percent = correlate.critical_percent;
         if !(percent > 0.0 && percent <= 100.0) {
             mistakes.push(format!("correlate.criticalPercent: {percent} is not above 0 and up to 100"));
+        }
+        if rustls::pki_types::ServerName::try_from(correlator.name.as_str()).is_err() {
+            mistakes.push(format!("correlator.name: {:?} is no name of a server", correlator.name));
+        }
+        if agent.node.as_deref().is_some_and(|node| node.is_empty() || node.contains('/')) {
+            mistakes.push("agent.node: is no name of a node".into());
         }
         if cluster.name.is_empty() {
             mistakes.push("cluster.name: is empty; alerts would not tell their cluster".into());
@@ -170,6 +184,16 @@ mod tests {
             ("correlate: {criticalPercent: 101}", "correlate.criticalPercent: 101 is not"),
             ("alertmanagers: {interval: 0s}", "alertmanagers.interval: is below 100ms"),
             ("alertmanagers: {timeout: 0s}", "alertmanagers.timeout: is zero"),
+            ("agent: {spoolBatches: 0}", "agent.spoolBatches: is 0"),
+            ("agent: {spoolBytes: 0}", "agent.spoolBytes: is 0"),
+            ("agent: {node: a/b}", "agent.node: is no name"),
+            (
+                "correlator: {address: correlator}",
+                "correlator.address: \"correlator\" is no IP address with a port",
+            ),
+            ("correlator: {name: ''}", "correlator.name: \"\" is no name"),
+            ("correlator: {connections: 0}", "correlator.connections: is 0"),
+            ("correlator: {connectionsPerAddress: 0}", "correlator.connectionsPerAddress: is 0"),
             ("nodes: [{name: ''}]", "nodes[0].name: is empty"),
             ("nodes: [{name: a}, {name: a}]", "nodes[1].name: \"a\" is there twice"),
             (

@@ -90,7 +90,7 @@ pub(crate) fn line(place: &str, state: CoverageState) -> Coverage {
 fn report(observation: Option<Observation>, coverage: Vec<Coverage>) -> Report {
     let now = BootTime::now();
     Report {
-        node: crate::pipeline::this_node(),
+        node: crate::observers::this_node(),
         role: Role::Inventory,
         from: now,
         to: now,

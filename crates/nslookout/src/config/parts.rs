@@ -1,0 +1,99 @@
+//! What can be set of the parts as they run in a cluster: agents, correlator, and how kubelet asks them?
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::shape;
+
+/// `nslookout agent`: where evidence comes from, and what waits while the correlator is away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AgentConfig {
+    /// The node's name, as Kubernetes has it. None: NSLOOKOUT_NODE, or else this machine's name.
+    pub node: Option<String>,
+    /// The file with the token that says who this agent is. It is read for each batch: kubelet renews it.
+    pub token: PathBuf,
+    /// Batches that may wait for the correlator; the oldest goes first.
+    pub spool_batches: usize,
+    /// Bytes that may wait for it, compressed.
+    pub spool_bytes: usize,
+}
+
+/// `nslookout correlator`, and where agents find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct CorrelatorConfig {
+    /// Where agents reach it. None: NSLOOKOUT_CORRELATOR_SERVICE_HOST and NSLOOKOUT_CORRELATOR_SERVICE_PORT, which
+    /// kubelet sets for a Service of that name.
+    #[schemars(extend("format" = shape::LISTEN))]
+    pub address: Option<SocketAddr>,
+    /// The name in its certificate. It is checked, and never resolved.
+    pub name: String,
+    /// The file with its certificate authority: it writes it, agents trust it.
+    pub ca: PathBuf,
+    /// Where it listens for agents. Loopback by default; in a cluster "[::]:9854".
+    #[schemars(extend("format" = shape::LISTEN))]
+    pub listen: SocketAddr,
+    /// The folder that keeps the authority's key. None: a new authority at each start.
+    pub keys: Option<PathBuf>,
+    /// A file of tokens, outside Kubernetes alone: it says whose each is, where the API server would.
+    pub tokens: Option<PathBuf>,
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections from one address.
+    pub connections_per_address: usize,
+}
+
+/// `nslookout alive`: what kubelet's probes ask.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AliveConfig {
+    /// The unix socket on which agents and correlator answer.
+    pub socket: PathBuf,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            node: None,
+            token: "/var/run/secrets/nslookout/token".into(),
+            // Ten minutes of a busy node, an hour and a half of a quiet one.
+            spool_batches: 1000,
+            // Part of the prober's 16 MiB.
+            spool_bytes: 2 * 1024 * 1024,
+        }
+    }
+}
+
+impl Default for CorrelatorConfig {
+    fn default() -> Self {
+        Self {
+            address: None,
+            name: "nslookout-correlator".into(),
+            ca: "/run/nslookout/ca.crt".into(),
+            listen: DEFAULT_CORRELATOR_LISTEN,
+            keys: None,
+            tokens: None,
+            // Two agents on each of 10,000 nodes, and as many again while they are replaced.
+            connections: 40_000,
+            // One node has two agents; behind a NAT there may be many.
+            connections_per_address: 256,
+        }
+    }
+}
+
+impl Default for AliveConfig {
+    fn default() -> Self {
+        Self { socket: DEFAULT_SOCKET.into() }
+    }
+}
+
+/// Where the correlator listens unless told otherwise.
+const DEFAULT_CORRELATOR_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 9854);
+
+/// Where parts answer `nslookout alive` unless told otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/nslookout/alive.sock";

@@ -1,0 +1,130 @@
+//! `nslookout correlator`: the evidence of all nodes in one place, until Ctrl-C or SIGTERM.
+//!
+//! What [`crate::run`] does with its own observers, done with what agents send. It scrapes the servers' metrics itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use evidence::{CoverageState, Observer, Role};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::sync::{mpsc, watch};
+
+use crate::alive::{self, Alive, Pulse};
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::pipeline::{Pipeline, REPORTS};
+use crate::run::{Bench, Signals, judge};
+use crate::transport::Reviewer;
+use crate::transport::authority::Authority;
+use crate::transport::desk::Desk;
+use crate::transport::figures::ServerFigures;
+use crate::transport::ledger::Ledger;
+use crate::transport::outlook::Outlooks;
+use crate::transport::refusal::Refusals;
+use crate::transport::reviews::Reviews;
+use crate::transport::server::{self, Limits};
+use crate::transport::token_file::TokenFile;
+use crate::{alertmanager, http, inventory, observers};
+
+/// Runs until a signal, on the caller's `LocalSet`. What makes the whole pointless is an error: nobody who reviews
+/// tokens, an address that is taken, no certificate.
+pub async fn run(config: Config) -> Result<()> {
+    let signals = Signals::new()?;
+    let reviewer = reviewer(&config)?;
+    raise_descriptors();
+    let metrics = Metrics::new().context("the metrics registry")?;
+    let figures = ServerFigures::new(&metrics).context("the metrics registry")?;
+    let (status_out, status) = watch::channel(String::from("{}"));
+    let page = http::bind(config.metrics.listen)
+        .await
+        .with_context(|| format!("metrics.listen: {} can't be listened on", config.metrics.listen))?;
+    tokio::spawn(http::serve(page, metrics.clone(), status));
+
+    let (out, reports) = mpsc::channel(REPORTS);
+    let inventory = inventory::watch(&config.cluster, out.clone());
+    observers::servers(&config, inventory.clone(), out);
+    let outlooks = Arc::new(Outlooks::new(inventory));
+    let (batches_out, batches) = mpsc::channel(REPORTS);
+    let desk = Desk {
+        reviews: Reviews::new(reviewer, figures.reviews.clone()),
+        outlooks: outlooks.clone(),
+        out: batches_out,
+        figures: figures.clone(),
+        refusals: Refusals::new(figures.clone()),
+        ledger: Ledger::default(),
+        body_time: BODY_TIME,
+    };
+    listen(&config, desk).await?;
+
+    let pulse = Pulse::default();
+    pulse.beat();
+    let socket = alive::listen(&config.alive.socket).context("alive.socket")?;
+    tokio::spawn(alive::serve(socket, {
+        let (pulse, figures) = (pulse.clone(), figures.clone());
+        move || Alive {
+            alive: pulse.beats(),
+            part: "correlator".to_owned(),
+            state: format!("{} agents connected", figures.connections.get()),
+        }
+    }));
+    let pusher = alertmanager::of(&config, &metrics);
+    let pipeline = Pipeline::of(&config, reports, batches);
+    let bench = Bench { metrics, status_out, pusher };
+    judge(&config, pipeline, bench, signals, |pipeline, batch| {
+        pulse.beat();
+        figures.missing.set(i64::try_from(pipeline.correlator().lost().1).unwrap_or(i64::MAX));
+        // A source that can't be read says so, and its last word grows old.
+        let told = batch.filter(|batch| batch.role == Role::Inventory).is_some_and(|batch| {
+            batch.coverage.iter().any(|line| {
+                line.observer == Observer::Inventory && !matches!(line.state, CoverageState::Denied { .. })
+            })
+        });
+        if told {
+            outlooks.confirm();
+        }
+    })
+    .await;
+    Ok(())
+}
+
+/// Who reviews tokens.
+fn reviewer(config: &Config) -> Result<Arc<dyn Reviewer>> {
+    match &config.correlator.tokens {
+        Some(path) => Ok(Arc::new(TokenFile::new(path.clone()))),
+        None => bail!("nobody reviews tokens: correlator.tokens is not set"),
+    }
+}
+
+async fn listen(config: &Config, desk: Desk) -> Result<()> {
+    let parts = &config.correlator;
+    let authority = Authority::load(parts.keys.as_deref(), &parts.name).context("correlator.keys")?;
+    if let Some(folder) = parts.ca.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("correlator.ca: {}", folder.display()))?;
+    }
+    authority.publish(&parts.ca).context("correlator.ca")?;
+    let tls = authority.server_config().context("correlator.name")?;
+    let listener = server::bind(parts.listen)
+        .await
+        .with_context(|| format!("correlator.listen: {} can't be listened on", parts.listen))?;
+    let limits =
+        Limits { connections: parts.connections, per_address: parts.connections_per_address, first: FIRST };
+    tracing::info!("agents report to {}, checked against {}", parts.listen, parts.ca.display());
+    tokio::spawn(server::serve(listener, tls, Arc::new(desk), limits));
+    Ok(())
+}
+
+/// Each agent keeps a connection; the usual limit is 1024 until a process asks for more.
+fn raise_descriptors() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        tracing::warn!("no more than {soft} connections: {error}");
+    }
+}
+
+/// For a body, from its head to its end: a largest one at 25 kB/s.
+const BODY_TIME: Duration = Duration::from_secs(10);
+/// For a handshake, and for a first proper batch; longer than a body, so that a slow one gets its answer.
+const FIRST: Duration = Duration::from_secs(15);
