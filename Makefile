@@ -7,6 +7,7 @@ SHELL := /bin/bash
 CACHE := $(or $(NSLOOKOUT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nslookout)
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+LAB := $(TARGET)/$(TRIPLE)/debug/lab
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 export NSLOOKOUT_CACHE := $(CACHE)
 # Tests and the lab touch network namespaces: they run as root, what builds runs as the caller.
@@ -18,10 +19,10 @@ PACKAGES := clang conntrack dpkg gcc iproute2 iptables libbpf-dev libc6-dev libe
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help setup build lint advisories test demo bench clean-cache root
+.PHONY: help setup build lint advisories programs cluster-programs test demo bench cluster-up cluster-down clean-cache root
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 setup: ## installs what is missing of Debian's packages (nothing that starts a service)
 	@missing=""; for p in $(PACKAGES); do \
@@ -62,19 +63,30 @@ root:
 
 programs: setup ## the real servers of the lab, into the cache
 	cargo build -q -p lab
-	$(TARGET)/$(TRIPLE)/debug/lab programs
+	$(LAB) programs
 
-test: setup root programs ## every test, those on the miniature included
+cluster-programs: setup ## those of the real cluster, too: Kubernetes takes 10 minutes the first time
+	cargo build -q -p lab
+	$(LAB) programs --cluster
+
+test: setup root cluster-programs ## every test, those on the miniature included
 	cargo build -p nslookout -p lab
 	$(TEST_RUNNER) cargo test --workspace --exclude lab --exclude e2e
 	$(TEST_RUNNER) cargo test -p lab -p e2e -- --test-threads=1
 	@echo "test: all passed"
 
 demo: build root programs ## real faults on a real network, one after the other, and what nslookout says of each
-	$(SUDO) $(TARGET)/$(TRIPLE)/debug/lab demo --nslookout $(TARGET)/release/nslookout
+	$(SUDO) $(LAB) demo --nslookout $(TARGET)/release/nslookout
 
 bench: build root programs ## time from fault to Alertmanager, memory and CPU of `run`
-	$(SUDO) $(TARGET)/$(TRIPLE)/debug/lab bench --nslookout $(TARGET)/release/nslookout
+	$(SUDO) $(LAB) bench --nslookout $(TARGET)/release/nslookout
+
+cluster-up: root cluster-programs ## a real Kubernetes of two nodes on this machine; CLUSTER="--dual-stack --proxy-mode nftables"
+	$(SUDO) $(LAB) cluster up $(CLUSTER)
+
+cluster-down: root ## takes it down; nothing is left
+	@cargo build -q -p lab
+	$(SUDO) $(LAB) cluster down
 
 clean-cache: ## forgets fetched and built programs
 	rm -rf $(CACHE)

@@ -8,6 +8,12 @@ pub enum Error {
     /// Namespaces, rules and conntrack need root.
     #[error("the lab needs root: run it with sudo")]
     NeedsRoot,
+    /// The machine can't carry a cluster, or not the one that was asked for.
+    #[error("a cluster can't be raised here: {missing}")]
+    Machine {
+        /// All that is missing or wrong.
+        missing: String,
+    },
     /// No lab of this name has been raised, or it is gone.
     #[error("there is no lab named {name} (is it up? `lab up --name {name}`)")]
     NoSuchLab {

@@ -17,6 +17,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MntFlags, umount2};
 use serde::{Deserialize, Serialize};
 
+use crate::kubernetes::cgroups;
 use crate::process::{ProcessId, wait_until};
 use crate::{Error, command};
 
@@ -38,6 +39,8 @@ pub enum Entry {
     Remove(PathBuf),
     /// A mount.
     Unmount(PathBuf),
+    /// A cgroup; everything that runs in it or below is killed.
+    Cgroup(PathBuf),
     /// A command that undoes something else; its failure is told, no more.
     Run(Vec<String>),
 }
@@ -174,6 +177,7 @@ pub fn undo(name: &str) -> Result<(), Error> {
             Entry::Process(id) => id.end(),
             Entry::Remove(path) => remove(path),
             Entry::Unmount(path) => unmount(path),
+            Entry::Cgroup(path) => cgroups::remove(path),
             Entry::Run(words) => run(words),
         });
     }

@@ -2,7 +2,8 @@
 //!
 //! A [`Lab`](miniature::Lab) raises namespaces that stand for nodes and pods, kube-proxy's own rules, and
 //! real CoreDNS behind them. A [`Site`](site::Site) is the part that tests, traffic and faults see; it can
-//! be loaded again by another process. None of this is in the product's image.
+//! be loaded again by another process. A [`kubernetes::Cluster`] is the real thing beside it, where "works in
+//! Kubernetes" is shown. None of this is in the product's image.
 
 pub mod alertmanager;
 pub mod bench;
@@ -14,6 +15,7 @@ mod error;
 pub mod faults;
 pub mod interrupt;
 pub mod journal;
+pub mod kubernetes;
 pub mod miniature;
 pub mod process;
 pub mod programs;

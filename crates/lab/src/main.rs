@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use lab::kubernetes::ClusterCommand;
 use lab::traffic::TrafficCommand;
 use lab::{Error, Lab, Options, Site, bench, demo, faults, interrupt, journal, miniature, programs};
 
@@ -88,8 +89,15 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// A real Kubernetes of two nodes or more.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Fetch and build the programs that labs run.
-    Programs,
+    Programs {
+        /// Those of the real cluster as well.
+        #[arg(long)]
+        cluster: bool,
+    },
     /// The lab's own traffic, started by the lab itself.
     #[command(subcommand, hide = true)]
     Traffic(TrafficCommand),
@@ -121,7 +129,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode, Error> {
     match task {
         // Neither raises a lab: this needs no root, the next is a part of a lab that stands.
-        Task::Programs => list_programs(),
+        Task::Programs { cluster } => list_programs(cluster),
         Task::Traffic(traffic) => traffic.run().map(|()| ExitCode::SUCCESS),
         other => with_labs(other),
     }
@@ -155,7 +163,8 @@ fn with_labs(task: Task) -> Result<ExitCode, Error> {
             let right = bench::bench(&nslookout, &fault, times, seed)?;
             Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
-        Task::Programs | Task::Traffic(_) => Ok(ExitCode::SUCCESS),
+        Task::Cluster(command) => command.run(),
+        Task::Programs { .. } | Task::Traffic(_) => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -227,10 +236,10 @@ fn exec(site: &Site, pod: &str, words: &[String]) -> Result<ExitCode, Error> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
 }
 
-fn list_programs() -> Result<ExitCode, Error> {
+fn list_programs(cluster: bool) -> Result<ExitCode, Error> {
     let begin = Instant::now();
     let all = programs::all()?;
-    let paths = [
+    let mut paths = vec![
         all.coredns,
         all.alertmanager,
         all.prometheus,
@@ -238,6 +247,11 @@ fn list_programs() -> Result<ExitCode, Error> {
         all.getaddrinfo_glibc,
         all.getaddrinfo_musl,
     ];
+    if cluster {
+        paths.extend(programs::cluster::all()?.paths());
+        paths.sort();
+        paths.dedup();
+    }
     paths.iter().for_each(|path| println!("{}", path.display()));
     println!("{} programs ready after {:.1} s", paths.len(), begin.elapsed().as_secs_f64());
     Ok(ExitCode::SUCCESS)

@@ -95,6 +95,18 @@ impl Family {
         }
     }
 
+    /// The last rule of KUBE-SERVICES. Over IPv6 localhost has no node ports.
+    fn nodeports(self) -> String {
+        let but = match self {
+            Self::V4 => "",
+            Self::V6 => " ! -d ::1/128",
+        };
+        format!(
+            "-A KUBE-SERVICES -m comment --comment \"kubernetes service nodeports; NOTE: this must be the last rule in \
+             this chain\" -m addrtype --dst-type LOCAL{but} -j KUBE-NODEPORTS\n"
+        )
+    }
+
     fn endpoint(self, server: &Server) -> String {
         match self {
             Self::V4 => format!("{}:{}", server.v4, server.port),
@@ -135,7 +147,8 @@ fn rules(site: &Site, family: Family, endpoints: &[&Server]) -> String {
             nat += &port.rules(site, family, endpoints);
         }
     }
-    format!("{filter}COMMIT\n{nat}{NODEPORTS}{dropped}COMMIT\n")
+    let nodeports = family.nodeports();
+    format!("{filter}COMMIT\n{nat}{nodeports}{dropped}COMMIT\n")
 }
 
 impl Port {
@@ -195,9 +208,6 @@ const PORTS: [Port; 2] = [
     Port { name: "kube-system/kube-dns:dns", protocol: "udp" },
     Port { name: "kube-system/kube-dns:dns-tcp", protocol: "tcp" },
 ];
-
-const NODEPORTS: &str = "-A KUBE-SERVICES -m comment --comment \"kubernetes service nodeports; NOTE: this must be the \
-                         last rule in this chain\" -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS\n";
 
 const FRAME: &str = r#"*filter
 :KUBE-NODEPORTS - [0:0]

@@ -1,0 +1,120 @@
+//! Which programs does the real cluster run?
+//!
+//! Kubernetes is built from its released Go module, all six programs at once: apart, each would link the same
+//! packages again. The version is set by the linker; without it Kubernetes calls itself v0.0.0 and a chart's
+//! `kubeVersion` refuses it.
+
+use std::path::PathBuf;
+
+use crate::Error;
+use crate::programs::compiled::Compiled;
+use crate::programs::debian::Debian;
+use crate::programs::go::GoModule;
+use crate::programs::{coredns, getaddrinfo_musl};
+
+/// The release that programs/kubernetes/go.mod pins.
+pub const KUBERNETES_VERSION: &str = "1.34.4";
+
+/// All programs of a cluster, by their paths.
+#[derive(Debug, Clone)]
+pub struct ClusterPrograms {
+    /// The folder of kube-apiserver, kube-controller-manager, kube-scheduler, kubelet, kube-proxy and kubectl.
+    pub kubernetes: PathBuf,
+    /// etcd.
+    pub etcd: PathBuf,
+    /// The folder of containerd, its shim and ctr.
+    pub containerd: PathBuf,
+    /// runc.
+    pub runc: PathBuf,
+    /// The folder of the CNI plugins.
+    pub cni: PathBuf,
+    /// The program that holds a pod's namespaces.
+    pub pause: PathBuf,
+    /// A static busybox, for client pods.
+    pub busybox: PathBuf,
+    /// getaddrinfo of Debian's musl, for client pods.
+    pub getaddrinfo: PathBuf,
+    /// CoreDNS, in the cluster and as its upstream.
+    pub coredns: PathBuf,
+}
+
+/// Fetches and builds whatever of it is missing, and tells on standard error what it does.
+pub fn all() -> Result<ClusterPrograms, Error> {
+    Ok(ClusterPrograms {
+        etcd: Debian { package: "etcd-server", version: "3.4" }.file("usr/bin/etcd")?,
+        containerd: Debian { package: "containerd", version: "1.6" }.file("usr/bin")?,
+        runc: Debian { package: "runc", version: "1.1" }.file("usr/sbin/runc")?,
+        cni: Debian { package: "containernetworking-plugins", version: "1.1" }.file("usr/lib/cni")?,
+        busybox: Debian { package: "busybox-static", version: "1.35" }.file("bin/busybox")?,
+        pause: PAUSE.file()?,
+        getaddrinfo: getaddrinfo_musl()?,
+        coredns: coredns()?,
+        kubernetes: kubernetes().folder()?,
+    })
+}
+
+impl ClusterPrograms {
+    /// All that must be there, for a list.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let built = KUBERNETES_PACKAGES.iter().filter_map(|package| package.rsplit('/').next());
+        let mut paths: Vec<_> = built.map(|program| self.kubernetes.join(program)).collect();
+        paths.extend(["containerd", "containerd-shim-runc-v2", "ctr"].map(|name| self.containerd.join(name)));
+        let others = [&self.etcd, &self.runc, &self.cni, &self.pause, &self.busybox, &self.getaddrinfo];
+        paths.extend(others.into_iter().cloned());
+        paths.push(self.coredns.clone());
+        paths
+    }
+}
+
+fn kubernetes() -> GoModule {
+    let (major, minor) = KUBERNETES_VERSION.split_once('.').unwrap_or_default();
+    let minor = minor.split('.').next().unwrap_or_default();
+    let set = "-X k8s.io/component-base/version";
+    GoModule {
+        name: "kubernetes",
+        version: KUBERNETES_VERSION,
+        files: KUBERNETES_MODULE,
+        packages: &KUBERNETES_PACKAGES,
+        ldflags: format!(
+            "-s -w {set}.gitVersion=v{KUBERNETES_VERSION} {set}.gitMajor={major} {set}.gitMinor={minor}"
+        ),
+    }
+}
+
+const PAUSE: Compiled = Compiled {
+    name: "pause",
+    kind: "musl",
+    source: include_str!("../../programs/pause.c"),
+    compiler: &["musl-gcc", "-static", "-Os", "-Wall"],
+};
+
+const KUBERNETES_PACKAGES: [&str; 6] = [
+    "k8s.io/kubernetes/cmd/kube-apiserver",
+    "k8s.io/kubernetes/cmd/kube-controller-manager",
+    "k8s.io/kubernetes/cmd/kube-scheduler",
+    "k8s.io/kubernetes/cmd/kubelet",
+    "k8s.io/kubernetes/cmd/kube-proxy",
+    "k8s.io/kubernetes/cmd/kubectl",
+];
+
+const KUBERNETES_MODULE: [(&str, &str); 3] = [
+    ("go.mod", include_str!("../../programs/kubernetes/go.mod")),
+    ("go.sum", include_str!("../../programs/kubernetes/go.sum")),
+    ("tools.go", include_str!("../../programs/kubernetes/tools.go")),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_told_is_the_version_pinned() {
+        let pinned = format!("k8s.io/kubernetes v{KUBERNETES_VERSION}\n");
+        assert!(KUBERNETES_MODULE.iter().any(|(_, text)| text.contains(&pinned)));
+    }
+
+    #[test]
+    fn a_chart_sees_the_minor_version() {
+        assert!(kubernetes().ldflags.ends_with(".gitMinor=34"), "{}", kubernetes().ldflags);
+    }
+}
