@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use evidence::{CoverageState, Observer, Role};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::sync::{mpsc, watch};
@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, REPORTS};
 use crate::run::{Bench, Signals, judge};
 use crate::transport::Reviewer;
+use crate::transport::api_server::ApiReviewer;
 use crate::transport::authority::Authority;
 use crate::transport::desk::Desk;
 use crate::transport::figures::ServerFigures;
@@ -25,16 +26,16 @@ use crate::transport::refusal::Refusals;
 use crate::transport::reviews::Reviews;
 use crate::transport::server::{self, Limits};
 use crate::transport::token_file::TokenFile;
-use crate::{alertmanager, http, inventory, observers};
+use crate::{alertmanager, http, inventory, kubernetes, observers};
 
 /// Runs until a signal, on the caller's `LocalSet`. What makes the whole pointless is an error: nobody who reviews
 /// tokens, an address that is taken, no certificate.
 pub async fn run(config: Config) -> Result<()> {
     let signals = Signals::new()?;
-    let reviewer = reviewer(&config)?;
     raise_descriptors();
     let metrics = Metrics::new().context("the metrics registry")?;
     let figures = ServerFigures::new(&metrics).context("the metrics registry")?;
+    let reviewer = reviewer(&config, &figures).await?;
     let (status_out, status) = watch::channel(String::from("{}"));
     let page = http::bind(config.metrics.listen)
         .await
@@ -89,11 +90,15 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// Who reviews tokens.
-fn reviewer(config: &Config) -> Result<Arc<dyn Reviewer>> {
-    match &config.correlator.tokens {
-        Some(path) => Ok(Arc::new(TokenFile::new(path.clone()))),
-        None => bail!("nobody reviews tokens: correlator.tokens is not set"),
+async fn reviewer(config: &Config, figures: &ServerFigures) -> Result<Arc<dyn Reviewer>> {
+    let parts = &config.correlator;
+    if let Some(path) = &parts.tokens {
+        return Ok(Arc::new(TokenFile::new(path.clone())));
     }
+    let api = kubernetes::connect(&config.cluster)
+        .await
+        .context("nobody reviews tokens: correlator.tokens is not set, and the API server can't be asked")?;
+    Ok(Arc::new(ApiReviewer::start(api, parts.accounts.clone(), figures.unreviewed.clone())))
 }
 
 async fn listen(config: &Config, desk: Desk) -> Result<()> {

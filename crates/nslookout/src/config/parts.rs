@@ -41,10 +41,37 @@ pub struct CorrelatorConfig {
     pub keys: Option<PathBuf>,
     /// A file of tokens, outside Kubernetes alone: it says whose each is, where the API server would.
     pub tokens: Option<PathBuf>,
+    /// Whose tokens are taken, where the API server says whose they are.
+    pub accounts: AccountsConfig,
     /// Connections in all.
     pub connections: usize,
     /// Connections from one address.
     pub connections_per_address: usize,
+}
+
+/// The agents' service accounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct AccountsConfig {
+    /// The audience of their tokens. Its own, so that a token is worth nothing elsewhere.
+    pub audience: String,
+    /// Their namespace. None: the correlator's own.
+    pub namespace: Option<String>,
+    /// The prober's.
+    pub prober: String,
+    /// The node agent's.
+    pub node: String,
+}
+
+impl Default for AccountsConfig {
+    fn default() -> Self {
+        Self {
+            audience: "nslookout".into(),
+            namespace: None,
+            prober: "nslookout-prober".into(),
+            node: "nslookout-node".into(),
+        }
+    }
 }
 
 /// `nslookout alive`: what kubelet's probes ask.
@@ -77,6 +104,7 @@ impl Default for CorrelatorConfig {
             listen: DEFAULT_CORRELATOR_LISTEN,
             keys: None,
             tokens: None,
+            accounts: AccountsConfig::default(),
             // Two agents on each of 10,000 nodes, and as many again while they are replaced.
             connections: 40_000,
             // One node has two agents; behind a NAT there may be many.

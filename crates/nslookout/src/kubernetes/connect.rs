@@ -39,7 +39,7 @@ pub struct Pod {
     pub host: Option<String>,
     /// KUBERNETES_SERVICE_PORT.
     pub port: Option<String>,
-    /// The folder with `token` and `ca.crt`.
+    /// The folder with `token`, `ca.crt` and `namespace`.
     pub folder: PathBuf,
 }
 
@@ -142,6 +142,9 @@ impl Pod {
             .map_err(|_| ConnectError::NoPod)?;
         let mut config = Config::new(url);
         // Both are read again by the client about once a minute: they are renewed while the pod lives.
+        if let Ok(namespace) = std::fs::read_to_string(self.folder.join("namespace")) {
+            config.default_namespace = namespace.trim().to_owned();
+        }
         config.auth_info.token_file = Some(token.display().to_string());
         config.root_cert = Some(Vec::new());
         config.root_cert_file = Some(ca);

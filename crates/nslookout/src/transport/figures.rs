@@ -20,6 +20,8 @@ pub struct ServerFigures {
     pub connections: IntGauge,
     /// Reviews of tokens.
     pub reviews: IntCounter,
+    /// Tokens for which only the API server's keys vouched.
+    pub unreviewed: IntCounter,
     /// Batches that never arrived, by the gaps in their sequences.
     pub missing: IntGauge,
 }
@@ -70,6 +72,11 @@ impl ServerFigures {
             bytes: counter(metrics, "nslookout_wire_bytes_total", "Bytes of batches as they came.")?,
             connections: gauge(metrics, "nslookout_wire_connections", "Open connections of agents.")?,
             reviews: counter(metrics, "nslookout_wire_reviews_total", "Reviews of tokens.")?,
+            unreviewed: counter(
+                metrics,
+                "nslookout_wire_unreviewed_total",
+                "Tokens for which only the API server's keys vouched, while it was away.",
+            )?,
             missing: gauge(
                 metrics,
                 "nslookout_wire_missing_batches",

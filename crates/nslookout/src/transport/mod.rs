@@ -6,9 +6,10 @@
 //! | side | files |
 //! |---|---|
 //! | agent | `gather.rs` reports to batches, `spool.rs` what waits, `line.rs` one connection, `courier.rs` the loop |
-//! | correlator | `server.rs` connections, `desk.rs` one request, `reviews.rs` known tokens, `token_file.rs` a reviewer outside Kubernetes, `ledger.rs` what was taken, `outlook.rs` a node's inventory, `authority.rs` certificates |
+//! | correlator | `server.rs` connections, `desk.rs` one request, `reviews.rs` known tokens, `api_server.rs` who reviews them, `token_file.rs` who does outside Kubernetes, `ledger.rs` what was taken, `outlook.rs` a node's inventory, `authority.rs` certificates |
 //! | both | `pack.rs` compression, `figures.rs` metrics, `refusal.rs` what is not taken |
 
+pub mod api_server;
 pub mod authority;
 pub mod binding;
 pub mod courier;

@@ -5,9 +5,13 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use evidence::WallTime;
+use evidence::{Role, WallTime};
+use nslookout::config::AccountsConfig;
 use nslookout::inventory::ClusterConfig;
 use nslookout::kubernetes::{ApiServer, Expected, Identity, Keys, Refusal, Reviewer, connect, review};
+use nslookout::transport::api_server::ApiReviewer;
+use nslookout::transport::{Refused, Reviewer as _};
+use prometheus::IntCounter;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::{Value, json};
@@ -167,12 +171,21 @@ async fn while_the_api_server_is_away_its_keys_vouch_for_new_tokens() {
     let other = create_pod(&plane, "other-b", Some("node-b"), "other").await;
     let other_account = pod_token(&plane, "other", "nslookout", "other-b", &other).await;
     let reviewer = Reviewer::start(api.clone(), expected());
+    let accounts = AccountsConfig {
+        namespace: Some("dns".to_owned()),
+        prober: "prober".to_owned(),
+        ..AccountsConfig::default()
+    };
+    let unreviewed = IntCounter::new("unreviewed", "unreviewed").unwrap();
+    let agents = ApiReviewer::start(api.clone(), accounts, unreviewed.clone());
     let keys = Keys::fetch(&api).await.unwrap();
     eventually_within(Duration::from_secs(10), "the keys are read", async || {
         if reviewer.has_keys() { Ok(()) } else { Err("not yet") }
     })
     .await;
     assert!(reviewer.identify(&seen).await.unwrap().reviewed);
+    let agent = agents.review(&seen).await.unwrap();
+    assert_eq!((agent.node.as_str(), agent.role, unreviewed.get()), ("node-a", Role::Prober, 0));
 
     plane.stop_api();
     let identity = reviewer.identify(&unseen).await.unwrap();
@@ -190,6 +203,12 @@ async fn while_the_api_server_is_away_its_keys_vouch_for_new_tokens() {
     assert!(
         matches!(blind.identify(&unseen).await, Err(Refusal::Unchecked { why }) if why.contains("not known"))
     );
+
+    // The same in the transport's words: the service account says which part it is.
+    let agent = agents.review(&unseen).await.unwrap();
+    assert_eq!((agent.node.as_str(), agent.role, unreviewed.get()), ("node-b", Role::Prober, 1));
+    assert!(matches!(agents.review(&other_account).await, Err(Refused::NotAllowed(_))));
+    assert!(matches!(agents.review(&other_audience).await, Err(Refused::Nobody(_))));
 
     // Back: what the keys alone vouched for is reviewed.
     plane.start_api().await;
