@@ -216,6 +216,18 @@ impl Cluster {
         self.control_plane.iter().chain([&self.upstream.daemon]).chain(nodes).cloned().collect()
     }
 
+    /// A process of the lab by its name: "etcd", "kube-apiserver", "node-a.kubelet", "node-b.kube-proxy", "upstream".
+    /// It can be stopped, continued, killed and started again.
+    pub fn daemon(&self, name: &str) -> Result<Daemon, Error> {
+        let all = self.daemons();
+        let known = all.iter().map(|daemon| daemon.name.as_str()).collect::<Vec<_>>().join(", ");
+        all.iter().find(|daemon| daemon.name == name).cloned().ok_or_else(|| Error::NoSuch {
+            kind: "process",
+            name: name.to_owned(),
+            known,
+        })
+    }
+
     fn load_image_on(&self, node: &Node, archive: &Path) -> Result<(), Error> {
         node::load_image(node, &self.ctr, archive)
     }
