@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until, timeout};
 
 use super::figures::AgentFigures;
-use super::gather::{Gatherer, records};
+use super::gather::{Gatherer, records, tells};
 use super::line::{Line, Target, Trouble};
 use super::pack::pack;
 use super::spool::{Dropped, Letter, Spool};
@@ -135,6 +135,7 @@ impl Courier {
                 sequence: parcel.batch.sequence,
                 bytes: pack(&bytes).into(),
                 records: records(&parcel.batch),
+                tells: tells(&parcel.batch),
             };
             self.figures.sealed.inc();
             tracing::trace!(
@@ -143,9 +144,9 @@ impl Courier {
                 bytes.len(),
                 letter.bytes.len()
             );
-            let Dropped { letters, records } = self.spool.push(letter);
+            let Dropped { letters, records, tells } = self.spool.push(letter);
             self.figures.batches.with_label_values(&["dropped"]).inc_by(letters);
-            self.lose(records);
+            self.lose(records, tells);
         }
         self.show();
     }
@@ -172,7 +173,7 @@ impl Courier {
             Err(trouble) if trouble.is_final() => {
                 if let Some(letter) = self.spool.remove(sequence) {
                     self.figures.batches.with_label_values(&["refused"]).inc();
-                    self.lose(letter.records);
+                    self.lose(letter.records, letter.tells);
                 }
                 self.tell(Some(trouble.to_string()));
                 self.next_try = Instant::now() + FIRST_BACKOFF;
@@ -212,9 +213,9 @@ impl Courier {
         self.delivery.send_modify(|delivery| delivery.accepted += count);
     }
 
-    fn lose(&mut self, records: u64) {
+    fn lose(&mut self, records: u64, tells: u64) {
         self.figures.lost.inc_by(records);
-        self.gatherer.lose(records);
+        self.gatherer.lose(records.saturating_add(tells));
     }
 
     /// Once when it begins to fail and once when it is over, not at each attempt.

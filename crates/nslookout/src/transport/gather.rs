@@ -203,6 +203,15 @@ pub fn records(batch: &Batch) -> u64 {
     u64::try_from(batch.observations.len().max(1)).unwrap_or(u64::MAX)
 }
 
+/// Losses that the batch tells of: all lines were lost the same records.
+pub fn tells(batch: &Batch) -> u64 {
+    let lost = batch.coverage.iter().map(|line| match line.state {
+        CoverageState::Looked { lost } => lost,
+        CoverageState::Denied { .. } | CoverageState::Unsupported { .. } => 0,
+    });
+    lost.max().unwrap_or(0)
+}
+
 /// Quiet nodes speak so often; three missed turns are silence to the correlator.
 const QUIET: Duration = Duration::from_secs(5);
 /// After news all leaves at once for so long: as long as a prober asks more often.

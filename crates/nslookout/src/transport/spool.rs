@@ -13,6 +13,8 @@ pub struct Letter {
     pub bytes: Bytes,
     /// Records that would be lost with it.
     pub records: u64,
+    /// Earlier losses that it tells of: nobody would hear of them.
+    pub tells: u64,
 }
 
 /// Batches that wait.
@@ -31,6 +33,8 @@ pub struct Dropped {
     pub letters: u64,
     /// Records in them.
     pub records: u64,
+    /// Earlier losses that they would have told of.
+    pub tells: u64,
 }
 
 impl Spool {
@@ -48,6 +52,7 @@ impl Spool {
             let Some(oldest) = self.pop() else { break };
             dropped.letters += 1;
             dropped.records = dropped.records.saturating_add(oldest.records);
+            dropped.tells = dropped.tells.saturating_add(oldest.tells);
         }
         dropped
     }
@@ -99,7 +104,7 @@ mod tests {
     use super::*;
 
     fn letter(sequence: u64, size: usize) -> Letter {
-        Letter { sequence, bytes: vec![0; size].into(), records: 10 }
+        Letter { sequence, bytes: vec![0; size].into(), records: 10, tells: 1 }
     }
 
     #[test]
@@ -108,8 +113,8 @@ mod tests {
         for sequence in 1..=3 {
             assert_eq!(spool.push(letter(sequence, 10)), Dropped::default());
         }
-        assert_eq!(spool.push(letter(4, 10)), Dropped { letters: 1, records: 10 });
-        assert_eq!(spool.push(letter(5, 90)), Dropped { letters: 2, records: 20 });
+        assert_eq!(spool.push(letter(4, 10)), Dropped { letters: 1, records: 10, tells: 1 });
+        assert_eq!(spool.push(letter(5, 90)), Dropped { letters: 2, records: 20, tells: 2 });
         assert_eq!((spool.len(), spool.bytes(), spool.first().unwrap().sequence), (2, 100, 4));
         assert_eq!(spool.push(letter(6, 1000)).letters, 2);
         assert_eq!((spool.len(), spool.bytes()), (1, 1000));

@@ -147,6 +147,25 @@ fn what_a_killed_correlator_missed_is_sent_later_and_counted_once() {
 }
 
 #[test]
+fn what_finds_no_room_in_the_spool_is_counted_and_told_as_lost() {
+    let mut site = Site::new(&["node-a"]);
+    let agent = site.start_agent_with("node-a", "prober", 5);
+    site.wait("batches are dropped", || {
+        agent.figure("nslookout_agent_batches_total{result=\"dropped\"}") > 10
+    });
+    assert!(agent.figure("nslookout_agent_spool_batches") <= 5);
+    site.start_correlator();
+    site.wait("the rest is sent", || agent.figure("nslookout_agent_spool_batches") == 0);
+    let told = "nslookout_observer_lost_total{observer=\"prober\",place=\"node-a\"}";
+    site.wait("all of the loss is told", || {
+        let lost = agent.figure("nslookout_agent_lost_total");
+        // At least: a batch that was under way when it was dropped may have arrived, and is told as lost all the same.
+        lost > 10 && site.figure(told) >= lost
+    });
+    eprintln!("lost {}, told {}", agent.figure("nslookout_agent_lost_total"), site.figure(told));
+}
+
+#[test]
 fn who_can_not_work_says_what_is_missing() {
     let run = |args: &[&str]| {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_nslookout")).args(args).output().unwrap();

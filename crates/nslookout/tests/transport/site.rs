@@ -91,9 +91,14 @@ impl Site {
 
     /// An agent that asks every 200 ms. `part` is "prober" or "node".
     pub fn start_agent(&self, node: &str, part: &str) -> Process {
+        self.start_agent_with(node, part, 1000)
+    }
+
+    /// With room for so many batches.
+    pub fn start_agent_with(&self, node: &str, part: &str, spool: usize) -> Process {
         let name = format!("{node}-{part}");
         let config = json!({
-            "agent": {"node": node, "token": self.path(&name)},
+            "agent": {"node": node, "token": self.path(&name), "spoolBatches": spool},
             "correlator": self.wire(),
             "cluster": self.cluster(),
             "prober": {"interval": "200ms", "directFrom": 0},
