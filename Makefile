@@ -19,7 +19,13 @@ PACKAGES := clang conntrack dpkg gcc iproute2 iptables libbpf-dev libc6-dev libe
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny
 
-.PHONY: help setup build lint advisories programs cluster-programs test demo bench cluster-up cluster-down clean-cache root
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -1)
+IMAGE := $(or $(NSLOOKOUT_IMAGE),docker.io/library/nslookout:$(VERSION))
+IMAGE_ARCH := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)))
+# Its own storage beside the caches: no driver of the host's, nothing of the host's images.
+BUILDAH := buildah --root $(CACHE)/buildah --runroot $(CACHE)/buildah-run --storage-driver vfs
+
+.PHONY: help setup build lint advisories image programs cluster-programs test demo bench cluster-up cluster-down clean-cache root
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -74,6 +80,14 @@ test: setup root cluster-programs ## every test, those on the miniature included
 	$(TEST_RUNNER) cargo test --workspace --exclude lab --exclude e2e
 	$(TEST_RUNNER) cargo test -p lab -p e2e -- --test-threads=1
 	@echo "test: all passed"
+
+image: build ## target/nslookout-image.tar, an OCI archive: the static binary FROM scratch
+	@command -v buildah >/dev/null || DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends --no-remove buildah
+	@rm -rf $(TARGET)/image && mkdir -p $(TARGET)/image && cp image/Containerfile $(TARGET)/release/nslookout $(TARGET)/image/
+	$(SUDO) $(BUILDAH) bud -q --isolation chroot --arch $(IMAGE_ARCH) --build-arg VERSION=$(VERSION) -t $(IMAGE) $(TARGET)/image
+	@rm -f $(TARGET)/nslookout-image.tar
+	$(SUDO) $(BUILDAH) push -q $(IMAGE) oci-archive:$(TARGET)/nslookout-image.tar:$(IMAGE)
+	@echo "image: $(TARGET)/nslookout-image.tar, $$(stat -c %s $(TARGET)/nslookout-image.tar | numfmt --to=iec), $(IMAGE)"
 
 demo: build root programs ## real faults on a real network, one after the other, and what nslookout says of each
 	$(SUDO) $(LAB) demo --nslookout $(TARGET)/release/nslookout

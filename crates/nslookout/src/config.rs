@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use parts::{AccountsConfig, AgentConfig, AliveConfig, CorrelatorConfig, DEFAULT_SOCKET};
+pub use parts::{
+    AccountsConfig, AgentConfig, AliveConfig, AuthorityConfig, CorrelatorConfig, DEFAULT_SOCKET,
+};
 
 use crate::alertmanager::AlertmanagersConfig;
 use crate::inventory::ClusterConfig;

@@ -2,16 +2,20 @@
 //!
 //! What [`crate::run`] does with its own observers, done with what agents send. It scrapes the servers' metrics itself.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use evidence::{CoverageState, Observer, Role};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 
 use crate::alive::{self, Alive, Pulse};
 use crate::config::Config;
+use crate::kubernetes::Keeper;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, REPORTS};
 use crate::run::{Bench, Signals, judge};
@@ -101,22 +105,48 @@ async fn reviewer(config: &Config, figures: &ServerFigures) -> Result<Arc<dyn Re
     Ok(Arc::new(ApiReviewer::start(api, parts.accounts.clone(), figures.unreviewed.clone())))
 }
 
+/// Serves agents as soon as the authority is there: one that the API server keeps may be late.
 async fn listen(config: &Config, desk: Desk) -> Result<()> {
-    let parts = &config.correlator;
-    let authority = Authority::load(parts.keys.as_deref(), &parts.name).context("correlator.keys")?;
-    if let Some(folder) = parts.ca.parent() {
-        std::fs::create_dir_all(folder).with_context(|| format!("correlator.ca: {}", folder.display()))?;
-    }
-    authority.publish(&parts.ca).context("correlator.ca")?;
-    let tls = authority.server_config().context("correlator.name")?;
+    let parts = config.correlator.clone();
     let listener = server::bind(parts.listen)
         .await
         .with_context(|| format!("correlator.listen: {} can't be listened on", parts.listen))?;
     let limits =
         Limits { connections: parts.connections, per_address: parts.connections_per_address, first: FIRST };
-    tracing::info!("agents report to {}, checked against {}", parts.listen, parts.ca.display());
-    tokio::spawn(server::serve(listener, tls, Arc::new(desk), limits));
+    let desk = Arc::new(desk);
+    let told = format!("agents report to {}, checked against {}", parts.listen, parts.ca.display());
+    let Some(kept) = parts.authority.clone() else {
+        let authority = Authority::load(parts.keys.as_deref(), &parts.name).context("correlator.keys")?;
+        let tls = tls(authority, &parts.ca)?;
+        tracing::info!("{told}");
+        tokio::spawn(server::serve(listener, tls, desk, limits));
+        return Ok(());
+    };
+    let api = kubernetes::connect(&config.cluster).await.context("correlator.authority")?;
+    tokio::spawn(async move {
+        let beside = parts.ca.with_file_name("keys");
+        let folder = parts.keys.as_deref().unwrap_or(&beside);
+        let tls = loop {
+            let authority = Keeper::new(&api, &kept).authority(folder, &parts.name).await;
+            match authority.and_then(|authority| tls(authority, &parts.ca)) {
+                Ok(tls) => break tls,
+                Err(error) => tracing::warn!("agents can't report yet, correlator.authority: {error:#}"),
+            }
+            sleep(ASK_AGAIN).await;
+        };
+        tracing::info!("{told}");
+        server::serve(listener, tls, desk, limits).await;
+    });
     Ok(())
+}
+
+/// The server's side of TLS by this authority, whose certificate is written where agents read it.
+fn tls(authority: Authority, ca: &Path) -> Result<Arc<ServerConfig>> {
+    if let Some(folder) = ca.parent() {
+        std::fs::create_dir_all(folder).with_context(|| format!("correlator.ca: {}", folder.display()))?;
+    }
+    authority.publish(ca).context("correlator.ca")?;
+    authority.server_config().context("correlator.name")
 }
 
 /// Each agent keeps a connection; the usual limit is 1024 until a process asks for more.
@@ -129,6 +159,7 @@ fn raise_descriptors() {
     }
 }
 
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// For a body, from its head to its end: a largest one at 25 kB/s.
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// For a handshake, and for a first proper batch; longer than a body, so that a slow one gets its answer.

@@ -2,8 +2,9 @@
 //!
 //! The correlator alone asks it. `connect.rs` reaches it by address, `watches.rs` follows Services, EndpointSlices,
 //! pods and nodes, `source.rs` makes the inventory of them. `reviewer.rs` says who it is that shows a service account
-//! token.
+//! token, `authority.rs` keeps the certificate authority.
 
+mod authority;
 mod connect;
 mod health;
 mod jwks;
@@ -16,6 +17,7 @@ mod token_review;
 mod trouble;
 mod watches;
 
+pub use authority::Keeper;
 pub use connect::{ApiServer, ConnectError, Pod, connect};
 pub use jwks::Keys;
 pub use reviewer::Reviewer;

@@ -39,6 +39,8 @@ pub struct CorrelatorConfig {
     pub listen: SocketAddr,
     /// The folder that keeps the authority's key. None: a new authority at each start.
     pub keys: Option<PathBuf>,
+    /// Objects of the API server that keep the authority instead: so it outlives the pod, and agents get it.
+    pub authority: Option<AuthorityConfig>,
     /// A file of tokens, outside Kubernetes alone: it says whose each is, where the API server would.
     pub tokens: Option<PathBuf>,
     /// Whose tokens are taken, where the API server says whose they are.
@@ -47,6 +49,18 @@ pub struct CorrelatorConfig {
     pub connections: usize,
     /// Connections from one address.
     pub connections_per_address: usize,
+}
+
+/// Where a cluster keeps the certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AuthorityConfig {
+    /// The namespace of the three.
+    pub namespace: String,
+    /// The Secret with its key, and the ConfigMap with the certificate that agents trust.
+    pub name: String,
+    /// The Deployment with which both go.
+    pub owner: String,
 }
 
 /// The agents' service accounts.
@@ -103,6 +117,7 @@ impl Default for CorrelatorConfig {
             ca: "/run/nslookout/ca.crt".into(),
             listen: DEFAULT_CORRELATOR_LISTEN,
             keys: None,
+            authority: None,
             tokens: None,
             accounts: AccountsConfig::default(),
             // Two agents on each of 10,000 nodes, and as many again while they are replaced.
