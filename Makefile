@@ -14,7 +14,7 @@ export NSLOOKOUT_CACHE := $(CACHE)
 TEST_RUNNER := $(if $(SUDO),CARGO_TARGET_$(shell echo $(TRIPLE) | tr 'a-z-' 'A-Z_')_RUNNER="$(SUDO)")
 
 # Only packages that start no service. Debian's daemons are unpacked into the cache instead, by `lab programs`.
-PACKAGES := clang conntrack dpkg gcc iproute2 iptables libbpf-dev libc6-dev libelf-dev libzstd-dev make musl-tools nftables \
+PACKAGES := binutils clang conntrack dpkg gcc iproute2 iptables libbpf-dev libc6-dev libelf-dev libzstd-dev make musl-tools nftables \
 	pkg-config procps util-linux zlib1g-dev
 DENY_VERSION := 0.20.2
 DENY := $(CACHE)/cargo-deny-$(DENY_VERSION)/bin/cargo-deny

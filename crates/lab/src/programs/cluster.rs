@@ -15,6 +15,9 @@ use crate::programs::{coredns, getaddrinfo_musl};
 /// The release that programs/kubernetes/go.mod pins.
 pub const KUBERNETES_VERSION: &str = "1.34.4";
 
+/// The release that programs/helm/go.mod pins.
+pub const HELM_VERSION: &str = "3.19.0";
+
 /// All programs of a cluster, by their paths.
 #[derive(Debug, Clone)]
 pub struct ClusterPrograms {
@@ -36,6 +39,8 @@ pub struct ClusterPrograms {
     pub getaddrinfo: PathBuf,
     /// CoreDNS, in the cluster and as its upstream.
     pub coredns: PathBuf,
+    /// The folder of helm.
+    pub helm: PathBuf,
 }
 
 /// Fetches and builds whatever of it is missing, and tells on standard error what it does.
@@ -50,6 +55,7 @@ pub fn all() -> Result<ClusterPrograms, Error> {
         getaddrinfo: getaddrinfo_musl()?,
         coredns: coredns()?,
         kubernetes: kubernetes().folder()?,
+        helm: helm().folder()?,
     })
 }
 
@@ -61,7 +67,7 @@ impl ClusterPrograms {
         paths.extend(["containerd", "containerd-shim-runc-v2", "ctr"].map(|name| self.containerd.join(name)));
         let others = [&self.etcd, &self.runc, &self.cni, &self.pause, &self.busybox, &self.getaddrinfo];
         paths.extend(others.into_iter().cloned());
-        paths.push(self.coredns.clone());
+        paths.extend([self.coredns.clone(), self.helm.join("helm")]);
         paths
     }
 }
@@ -78,6 +84,17 @@ fn kubernetes() -> GoModule {
         ldflags: format!(
             "-s -w {set}.gitVersion=v{KUBERNETES_VERSION} {set}.gitMajor={major} {set}.gitMinor={minor}"
         ),
+    }
+}
+
+/// Helm asks its own version for nothing, so none is set.
+fn helm() -> GoModule {
+    GoModule {
+        name: "helm",
+        version: HELM_VERSION,
+        files: HELM_MODULE,
+        packages: &["helm.sh/helm/v3/cmd/helm"],
+        ldflags: "-s -w".to_owned(),
     }
 }
 
@@ -103,6 +120,12 @@ const KUBERNETES_MODULE: [(&str, &str); 3] = [
     ("tools.go", include_str!("../../programs/kubernetes/tools.go")),
 ];
 
+const HELM_MODULE: [(&str, &str); 3] = [
+    ("go.mod", include_str!("../../programs/helm/go.mod")),
+    ("go.sum", include_str!("../../programs/helm/go.sum")),
+    ("tools.go", include_str!("../../programs/helm/tools.go")),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,6 +134,8 @@ mod tests {
     fn the_version_told_is_the_version_pinned() {
         let pinned = format!("k8s.io/kubernetes v{KUBERNETES_VERSION}\n");
         assert!(KUBERNETES_MODULE.iter().any(|(_, text)| text.contains(&pinned)));
+        let pinned = format!("helm.sh/helm/v3 v{HELM_VERSION}\n");
+        assert!(HELM_MODULE.iter().any(|(_, text)| text.contains(&pinned)));
     }
 
     #[test]
