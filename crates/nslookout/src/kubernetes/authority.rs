@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -39,7 +41,8 @@ impl<'a> Keeper<'a> {
         let authority = match secrets.get_opt(name).await.with_context(|| format!("get Secret {name}"))? {
             Some(secret) => of_secret(&secret, folder, server)?,
             None => {
-                drop(fs::remove_dir_all(folder));
+                // What an earlier try left is not what will be in the Secret.
+                FILES.iter().for_each(|file| drop(fs::remove_file(folder.join(file))));
                 let authority = Authority::load(Some(folder), server)?;
                 let files = FILES
                     .map(|file| fs::read(folder.join(file)).map(|text| (file.to_owned(), ByteString(text))));
@@ -108,7 +111,9 @@ fn of_secret(secret: &Secret, folder: &Path, server: &str) -> Result<Authority> 
         let text =
             text.with_context(|| format!("the Secret has no {file}: delete it, and a new one is made"))?;
         let path = folder.join(file);
-        fs::write(&path, &text.0).with_context(|| path.display().to_string())?;
+        let mut options = fs::OpenOptions::new();
+        let open = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
+        open.and_then(|mut file| file.write_all(&text.0)).with_context(|| path.display().to_string())?;
     }
     Ok(Authority::load(Some(folder), server)?)
 }
