@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::ops::Bound;
 use std::time::Duration;
 
-use evidence::{Inventory, NameKind, ServerRole, WallTime};
+use evidence::{NameKind, ServerRole, WallTime};
 
 use crate::symptom::{Failure, TroubledLookup};
 use crate::view::Ended;
@@ -33,15 +33,16 @@ struct Record {
 }
 
 impl Servers {
-    /// Forgets queries made before that time, and servers that are no longer there.
-    pub fn forget(&mut self, horizon: WallTime, inventory: &Inventory) {
+    /// Forgets queries made before that time. A server that has left stays till then: lookups that it kept waiting are
+    /// told only now.
+    pub fn forget(&mut self, horizon: WallTime) {
         for record in self.records.values_mut() {
             record.answered.retain(|at| *at >= horizon);
             record.silent.retain(|(at, _)| *at >= horizon);
             record.forwarded.retain(|at| *at >= horizon);
             record.forwarded_failed.retain(|(at, _)| *at >= horizon);
         }
-        self.records.retain(|(server, _), _| inventory.endpoints.iter().any(|e| e.address == *server));
+        self.records.retain(|_, record| !record.is_empty());
     }
 
     /// Remembers a query that went wrong.
@@ -131,6 +132,15 @@ impl Servers {
             .range((server, String::new())..)
             .take_while(move |((address, _), _)| *address == server)
             .map(|((_, vantage), record)| (vantage.as_str(), record))
+    }
+}
+
+impl Record {
+    fn is_empty(&self) -> bool {
+        self.answered.is_empty()
+            && self.silent.is_empty()
+            && self.forwarded.is_empty()
+            && self.forwarded_failed.is_empty()
     }
 }
 

@@ -90,7 +90,7 @@ impl View {
         self.departed.retain(|_, at| *at >= self.now.minus(DEPARTED_KEPT));
         self.alive.retain(|_, at| *at >= horizon);
         trim(&mut self.empty, MOST_READINGS, |(_, end)| end.is_none_or(|end| end >= horizon));
-        self.direct.forget(horizon, &self.inventory);
+        self.direct.forget(horizon);
     }
 
     /// Takes a new state of the cluster.
@@ -182,10 +182,15 @@ impl View {
         silent.collect()
     }
 
-    /// Whether this address is of a server that was silent at that time.
+    /// Whether this address is of a server that was silent at that time. One that has left the Service meanwhile is
+    /// known by its address alone, and may have left before enough was asked of it: then others' silence speaks for it.
     pub fn was_silent(&self, server: &SocketAddr, at: WallTime) -> bool {
+        let silent = self.silent_servers(at);
+        if !self.serving().contains(server) {
+            return !silent.is_empty() || self.direct.is_silent(&[*server], at);
+        }
         let name = self.pod_of_server(server);
-        self.silent_servers(at).iter().any(|silent| silent == server || self.pod_of_server(silent) == name)
+        silent.iter().any(|silent| silent == server || self.pod_of_server(silent) == name)
     }
 
     /// The newest reading of this server's metrics, by whichever of its addresses it was had.

@@ -151,6 +151,21 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_has_left_since_is_still_known_for_its_silence() {
+        let mut view = inventory_view();
+        silence(&mut view, 1);
+        let symptom = silence(&mut view, 2);
+        view.learn_inventory(
+            view.now.plus(Duration::from_secs(1)),
+            crate::testing::inventory(&["10.244.2.3:53"]),
+        );
+        view.forget();
+        let judgement = judge(&symptom, &view).unwrap();
+        assert_eq!(judgement.confidence, Confidence::Likely);
+        assert_eq!(judgement.scope.unwrap().server, None, "it is no server any more");
+    }
+
+    #[test]
     fn a_dropped_query_does_not_speak_against_the_server() {
         let mut view = inventory_view();
         let symptom = silence(&mut view, 1);
