@@ -82,6 +82,7 @@ test: setup root cluster-programs ## every test, those on the miniature included
 	@echo "test: all passed"
 
 image: build ## target/nslookout-image.tar, an OCI archive: the static binary FROM scratch
+	@command -v buildah >/dev/null || $(SUDO) apt-get update -q
 	@command -v buildah >/dev/null || DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -q -y --no-install-recommends --no-remove buildah
 	@rm -rf $(TARGET)/image && mkdir -p $(TARGET)/image && cp image/Containerfile $(TARGET)/release/nslookout $(TARGET)/image/
 	$(SUDO) $(BUILDAH) bud -q --isolation chroot --arch $(IMAGE_ARCH) --build-arg VERSION=$(VERSION) -t $(IMAGE) $(TARGET)/image
@@ -103,4 +104,4 @@ cluster-down: root ## takes it down; nothing is left
 	$(SUDO) $(LAB) cluster down
 
 clean-cache: ## forgets fetched and built programs
-	rm -rf $(CACHE)
+	$(SUDO) rm -rf $(CACHE)

@@ -38,6 +38,11 @@ imagePullSecrets:
 {{- mergeOverwrite $known (deepCopy .Values.config) | toYaml -}}
 {{- end }}
 
+{{/* The port of an address to listen on. */}}
+{{- define "nslookout.port" -}}
+{{ regexFind "[0-9]+$" . }}
+{{- end }}
+
 {{/* A pod's annotations: a changed configuration starts the pods anew; meshes leave them alone. */}}
 {{- define "nslookout.podAnnotations" -}}
 checksum/config: {{ include "nslookout.config" .root | sha256sum }}
@@ -55,7 +60,7 @@ nodeAffinity:
     nodeSelectorTerms:
       - matchExpressions:
           - {key: kubernetes.io/os, operator: In, values: [linux]}
-          - {key: kubernetes.io/arch, operator: In, values: [amd64, arm64]}
+          - {key: kubernetes.io/arch, operator: In, values: {{ toJson .Values.image.architectures }}}
           - {key: type, operator: NotIn, values: [virtual-kubelet]}
           - {key: eks.amazonaws.com/compute-type, operator: NotIn, values: [fargate]}
 {{- end }}

@@ -2,7 +2,7 @@
 //!
 //! An agent that can do nothing stays up and says why: in its log, to `nslookout alive`, on its metrics page.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -89,9 +89,10 @@ async fn serve(
     delivery: watch::Receiver<Delivery>,
 ) {
     let (status_out, status) = watch::channel(String::from("{}"));
-    match http::bind(config.metrics.listen).await {
+    let page = page(config.metrics.listen);
+    match http::bind(page).await {
         Ok(listener) => drop(tokio::spawn(http::serve(listener, metrics.clone(), status))),
-        Err(error) => tracing::warn!("no metrics page, metrics.listen: {}: {error}", config.metrics.listen),
+        Err(error) => tracing::warn!("no metrics page, metrics.listen: {page}: {error}"),
     }
     let inventory = inventory.clone();
     let mut changes = delivery.clone();
@@ -122,6 +123,15 @@ async fn serve(
             status_out.send_replace(serde_json::to_string(&answer()).unwrap_or_default());
         }
     });
+}
+
+/// An agent may be in its node's own network, where "everywhere" is the world: then its page is for the node alone.
+fn page(listen: SocketAddr) -> SocketAddr {
+    if listen.ip().is_unspecified() {
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), listen.port())
+    } else {
+        listen
+    }
 }
 
 fn node_name(config: &Config) -> String {
@@ -187,6 +197,14 @@ mod tests {
         assert_eq!(with("correlator", "9854"), None);
         assert_eq!(with("10.96.0.20", "tcp://10.96.0.20:9854"), None);
         assert_eq!(of_environment(|_| None), None);
+    }
+
+    #[test]
+    fn an_agents_page_is_never_for_the_world() {
+        for everywhere in ["0.0.0.0:9853", "[::]:9853"] {
+            assert_eq!(page(everywhere.parse().unwrap()), "127.0.0.1:9853".parse().unwrap());
+        }
+        assert_eq!(page("10.0.0.7:9853".parse().unwrap()), "10.0.0.7:9853".parse().unwrap());
     }
 
     #[test]

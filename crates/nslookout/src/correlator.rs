@@ -126,16 +126,34 @@ async fn listen(config: &Config, desk: Desk) -> Result<()> {
     tokio::spawn(async move {
         let beside = parts.ca.with_file_name("keys");
         let folder = parts.keys.as_deref().unwrap_or(&beside);
+        let keeper = Keeper::new(&api, &kept);
+        let mut known = String::new();
+        let mut told_of = |error: anyhow::Error| {
+            let words = format!("{error:#}");
+            if words != known {
+                tracing::warn!("correlator.authority: {words}");
+                known = words;
+            }
+        };
         let tls = loop {
-            let authority = Keeper::new(&api, &kept).authority(folder, &parts.name).await;
+            let authority = keeper.authority(folder, &parts.name).await;
             match authority.and_then(|authority| tls(authority, &parts.ca)) {
                 Ok(tls) => break tls,
-                Err(error) => tracing::warn!("agents can't report yet, correlator.authority: {error:#}"),
+                Err(error) => told_of(error),
             }
             sleep(ASK_AGAIN).await;
         };
         tracing::info!("{told}");
-        server::serve(listener, tls, desk, limits).await;
+        tokio::spawn(server::serve(listener, tls, desk, limits));
+        // Somebody may delete them, or the cluster itself, with a Deployment that was replaced: new agents need them.
+        loop {
+            let kept = keeper.keep(folder).await;
+            let pause = if kept.is_ok() { KEEP_AGAIN } else { ASK_AGAIN };
+            if let Err(error) = kept {
+                told_of(error);
+            }
+            sleep(pause).await;
+        }
     });
     Ok(())
 }
@@ -160,6 +178,7 @@ fn raise_descriptors() {
 }
 
 const ASK_AGAIN: Duration = Duration::from_secs(2);
+const KEEP_AGAIN: Duration = Duration::from_secs(30);
 /// For a body, from its head to its end: a largest one at 25 kB/s.
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// For a handshake, and for a first proper batch; longer than a body, so that a slow one gets its answer.

@@ -46,7 +46,15 @@ pub async fn bind(address: SocketAddr) -> Result<TcpListener, Error> {
 pub async fn bind_in(namespace: &Namespace, address: SocketAddr) -> Result<TcpListener, Error> {
     let listener = namespace
         .run(move || {
-            let listener = std::net::TcpListener::bind(address)?;
+            let listener = std::net::TcpListener::bind(address).or_else(|error| {
+                // An unspecified IPv6 address means IPv4 where the kernel has no IPv6.
+                let no_ipv6 = error.raw_os_error() == Some(nix::libc::EAFNOSUPPORT);
+                if no_ipv6 && address.ip().is_unspecified() {
+                    std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, address.port()))
+                } else {
+                    Err(error)
+                }
+            })?;
             listener.set_nonblocking(true)?;
             Ok::<_, io::Error>(listener)
         })

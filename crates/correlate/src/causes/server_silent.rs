@@ -53,9 +53,12 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
         // Which server it was is not known: one that is silent now is the likely one.
         None => !silent.is_empty(),
     };
+    // One that has left since is none of those that serve: where they answer, it alone is meant.
+    let alone: Vec<SocketAddr> = server.filter(|_| silent.is_empty()).into_iter().collect();
+    let blamed = if silent.is_empty() { &alone } else { &silent };
     to_blame.then(|| Judgement {
         confidence: Confidence::Likely,
-        scope: Some(Scope { node: None, server: one_of(&silent), client: None }),
+        scope: Some(Scope { node: None, server: one_of(blamed), client: None }),
         line: lookup_line(symptom, view),
     })
 }
@@ -162,7 +165,7 @@ mod tests {
         view.forget();
         let judgement = judge(&symptom, &view).unwrap();
         assert_eq!(judgement.confidence, Confidence::Likely);
-        assert_eq!(judgement.scope.unwrap().server, None, "it is no server any more");
+        assert_eq!(judgement.scope.unwrap().server.as_deref(), Some("10.244.1.2:53"), "it alone is meant");
     }
 
     #[test]

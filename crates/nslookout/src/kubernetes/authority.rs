@@ -15,7 +15,7 @@ use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, PostParams};
-use kube::{Api, Error, Resource};
+use kube::{Api, Resource};
 
 use super::ApiServer;
 use crate::config::AuthorityConfig;
@@ -33,53 +33,69 @@ impl<'a> Keeper<'a> {
         Self { api, config }
     }
 
-    /// The authority that the Secret holds, or a new one that is put there; its certificate is published. The folder
-    /// is this process' own copy.
+    /// The authority that the Secret holds, else a new one. The folder is this process' own copy: it is gone by while
+    /// the API server is away.
     pub async fn authority(&self, folder: &Path, server: &str) -> Result<Authority> {
-        let secrets: Api<Secret> = Api::namespaced(self.api.client.clone(), &self.config.namespace);
-        let name = self.config.name.as_str();
-        let authority = match secrets.get_opt(name).await.with_context(|| format!("get Secret {name}"))? {
-            Some(secret) => of_secret(&secret, folder, server)?,
-            None => {
-                // What an earlier try left is not what will be in the Secret.
-                FILES.iter().for_each(|file| drop(fs::remove_file(folder.join(file))));
-                let authority = Authority::load(Some(folder), server)?;
-                let files = FILES
-                    .map(|file| fs::read(folder.join(file)).map(|text| (file.to_owned(), ByteString(text))));
-                let secret = Secret {
-                    metadata: self.metadata().await?,
-                    data: Some(files.into_iter().collect::<Result<BTreeMap<_, _>, _>>()?),
-                    ..Secret::default()
-                };
-                match secrets.create(&PostParams::default(), &secret).await {
-                    Ok(_) => authority,
-                    // Another correlator, which is on its way out, was a moment earlier.
-                    Err(Error::Api(status)) if status.code == 409 => {
-                        of_secret(&secrets.get(name).await?, folder, server)?
-                    }
-                    Err(error) => return Err(error).with_context(|| format!("create Secret {name}")),
-                }
-            }
-        };
-        self.publish(&authority.certificate).await?;
-        Ok(authority)
+        match self.secrets().get_opt(&self.config.name).await {
+            Ok(Some(secret)) => copy(&secret, folder)?,
+            // What an earlier try left is not what will be in the Secret.
+            Ok(None) => FILES.iter().for_each(|file| drop(fs::remove_file(folder.join(file)))),
+            Err(_) if FILES.iter().all(|file| folder.join(file).exists()) => {}
+            Err(error) => return Err(error).with_context(|| format!("get Secret {}", self.config.name)),
+        }
+        Ok(Authority::load(Some(folder), server)?)
     }
 
-    async fn publish(&self, certificate: &str) -> Result<()> {
+    /// Sees to it that both objects are there, with what the folder holds, and go with the present Deployment.
+    pub async fn keep(&self, folder: &Path) -> Result<()> {
+        let read = |file: &str| {
+            let path = folder.join(file);
+            fs::read(&path).with_context(|| path.display().to_string())
+        };
+        let files = FILES.map(|file| Ok((file.to_owned(), ByteString(read(file)?))));
+        let data: BTreeMap<_, _> = files.into_iter().collect::<Result<_>>()?;
+        let certificate = String::from_utf8_lossy(&read("ca.crt")?).into_owned();
+        let metadata = self.metadata().await?;
+        let (secrets, name) = (self.secrets(), self.config.name.as_str());
+        let wanted = Secret { metadata: metadata.clone(), data: Some(data), ..Secret::default() };
+        match secrets.get_opt(name).await.with_context(|| format!("get Secret {name}"))? {
+            Some(present)
+                if present.data == wanted.data
+                    && present.metadata.owner_references == metadata.owner_references => {}
+            Some(_) => {
+                let done = secrets.replace(name, &PostParams::default(), &wanted).await;
+                done.map(drop).with_context(|| format!("update Secret {name}"))?;
+            }
+            None => {
+                let done = secrets.create(&PostParams::default(), &wanted).await;
+                done.map(drop).with_context(|| format!("create Secret {name}"))?;
+            }
+        }
+        self.publish(certificate, metadata).await
+    }
+
+    fn secrets(&self) -> Api<Secret> {
+        Api::namespaced(self.api.client.clone(), &self.config.namespace)
+    }
+
+    async fn publish(&self, certificate: String, metadata: ObjectMeta) -> Result<()> {
         let name = self.config.name.as_str();
         let maps: Api<ConfigMap> = Api::namespaced(self.api.client.clone(), &self.config.namespace);
-        let data = BTreeMap::from([("ca.crt".to_owned(), certificate.to_owned())]);
+        let data = BTreeMap::from([("ca.crt".to_owned(), certificate)]);
+        let wanted = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
         match maps.get_opt(name).await.with_context(|| format!("get ConfigMap {name}"))? {
-            Some(present) if present.data.as_ref() == Some(&data) => Ok(()),
-            Some(present) => {
-                let next = ConfigMap { data: Some(data), ..present };
-                let done = maps.replace(name, &PostParams::default(), &next).await;
+            Some(present)
+                if present.data == wanted.data
+                    && present.metadata.owner_references == wanted.metadata.owner_references =>
+            {
+                Ok(())
+            }
+            Some(_) => {
+                let done = maps.replace(name, &PostParams::default(), &wanted).await;
                 done.map(drop).with_context(|| format!("update ConfigMap {name}"))
             }
             None => {
-                let metadata = self.metadata().await?;
-                let next = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
-                let done = maps.create(&PostParams::default(), &next).await;
+                let done = maps.create(&PostParams::default(), &wanted).await;
                 done.map(drop).with_context(|| format!("create ConfigMap {name}"))
             }
         }
@@ -104,7 +120,7 @@ impl<'a> Keeper<'a> {
     }
 }
 
-fn of_secret(secret: &Secret, folder: &Path, server: &str) -> Result<Authority> {
+fn copy(secret: &Secret, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     for file in FILES {
         let text = secret.data.as_ref().and_then(|data| data.get(file));
@@ -115,7 +131,7 @@ fn of_secret(secret: &Secret, folder: &Path, server: &str) -> Result<Authority> 
         let open = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
         open.and_then(|mut file| file.write_all(&text.0)).with_context(|| path.display().to_string())?;
     }
-    Ok(Authority::load(Some(folder), server)?)
+    Ok(())
 }
 
 /// As `Authority` keeps them in a folder.
