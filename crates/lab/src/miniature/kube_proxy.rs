@@ -6,6 +6,7 @@
 
 use std::fmt::Write;
 use std::net::IpAddr;
+use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
@@ -46,15 +47,25 @@ pub fn delete_stale(site: &Site, node: &Node, out: &[&Server]) -> Result<(), Err
             conntrack.args(["-D", "-f", family.name(), "-p", "udp"]);
             conntrack.args(["--orig-dst", &service.to_string(), "--orig-port-dst", "53"]);
             conntrack.args(["--reply-src", &backend.to_string()]);
-            let output = command::output(&mut conntrack, None)?;
-            // conntrack ends with 1 where there was nothing to delete.
-            let none = String::from_utf8_lossy(&output.stderr).contains(" 0 flow entries");
-            if !output.status.success() && !none {
-                return Err(command::failure(&conntrack, &output));
-            }
+            delete(&mut conntrack)?;
         }
     }
     Ok(())
+}
+
+/// An entry that ends between being read and being deleted ends the whole run of conntrack: in a full table that happens.
+/// As kube-proxy does since 1.32, what failed is tried again.
+fn delete(conntrack: &mut Command) -> Result<(), Error> {
+    let mut last = Ok(());
+    for _ in 0..TRIES {
+        let output = command::output(conntrack, None)?;
+        // conntrack ends with 1 where there was nothing to delete.
+        if output.status.success() || String::from_utf8_lossy(&output.stderr).contains(" 0 flow entries") {
+            return Ok(());
+        }
+        last = Err(command::failure(conntrack, &output));
+    }
+    last
 }
 
 impl Family {
@@ -203,6 +214,8 @@ fn base32(bytes: &[u8], length: usize) -> String {
         .map(|value| char::from(if value < 26 { b'A' + value } else { b'2' + value - 26 }))
         .collect()
 }
+
+const TRIES: u32 = 20;
 
 const PORTS: [Port; 2] = [
     Port { name: "kube-system/kube-dns:dns", protocol: "udp" },
