@@ -49,7 +49,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (out, reports) = mpsc::channel(REPORTS);
     let inventory = inventory::watch(&config.cluster, out.clone());
     observers::servers(&config, inventory.clone(), out);
-    let outlooks = Arc::new(Outlooks::new(inventory));
+    let outlooks = Arc::new(Outlooks::new(inventory.clone()));
     let (batches_out, batches) = mpsc::channel(REPORTS);
     let desk = Desk {
         reviews: Reviews::new(reviewer, figures.reviews.clone()),
@@ -73,7 +73,7 @@ pub async fn run(config: Config) -> Result<()> {
             state: format!("{} agents connected", figures.connections.get()),
         }
     }));
-    let pusher = alertmanager::of(&config, &metrics);
+    let pusher = alertmanager::of(&config, inventory, &metrics);
     let pipeline = Pipeline::of(&config, reports, batches);
     let bench = Bench { metrics, status_out, pusher };
     judge(&config, pipeline, bench, signals, |pipeline, batch| {

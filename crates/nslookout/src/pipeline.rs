@@ -126,6 +126,7 @@ impl Pipeline {
                     count,
                 })
                 .collect(),
+            notes: Vec::new(),
         }
     }
 

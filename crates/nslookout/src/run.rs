@@ -26,9 +26,9 @@ pub async fn run(config: Config) -> Result<()> {
         .await
         .with_context(|| format!("metrics.listen: {} can't be listened on", config.metrics.listen))?;
     tokio::task::spawn_local(http::serve(server, metrics.clone(), status));
-    let pusher = alertmanager::of(&config, &metrics);
     let (out, reports) = mpsc::channel(REPORTS);
     let inventory = inventory::watch(&config.cluster, out.clone());
+    let pusher = alertmanager::of(&config, inventory.clone(), &metrics);
     let pipeline = Pipeline::start(&config, inventory, out, reports);
     judge(&config, pipeline, Bench { metrics, status_out, pusher }, signals, |_, _| {}).await;
     Ok(())
@@ -104,7 +104,9 @@ pub(crate) async fn judge(
                 published = Some(Instant::now());
                 metrics.set_incidents(&correlator.incidents());
                 metrics.set_symptoms(correlator.counts());
-                let json = serde_json::to_string(&pipeline.status()).unwrap_or_default();
+                let notes = pusher.as_ref().map(Pusher::notes).unwrap_or_default();
+                let status = Status { notes, ..pipeline.status() };
+                let json = serde_json::to_string(&status).unwrap_or_default();
                 status_out.send_replace(json);
             }
         }

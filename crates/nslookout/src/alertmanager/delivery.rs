@@ -1,6 +1,6 @@
 //! When is one Alertmanager told, and what if it doesn't answer?
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use coredns_watch::http::{Answer, Ask, Connection, Error, Limits};
@@ -8,12 +8,14 @@ use evidence::WallTime;
 use hyper::Method;
 use netns::Namespace;
 use rand::RngExt;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::access::{self, Access};
 use super::board::Board;
+use super::config::AlertmanagersConfig;
 use super::letter::{Letter, Told};
-use super::{AlertmanagersConfig, Target};
+use super::target::Target;
 use crate::metrics::{Metrics, SendResult};
 
 /// One Alertmanager's task.
@@ -22,35 +24,62 @@ pub struct Delivery {
     /// Opened before it is needed (the watchdog is pushed at the start) and kept: a full conntrack table lets no
     /// new one through.
     connection: Connection,
+    access: Access,
     path: String,
     interval: Duration,
     board: watch::Receiver<Arc<Board>>,
-    told: Told,
+    told: Arc<Mutex<Told>>,
+    leave: oneshot::Receiver<()>,
     metrics: Metrics,
-    failing: bool,
+    failing: Option<Failing>,
+}
+
+/// What has to be mended, as far as the log goes: it tells each once, not at each attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failing {
+    Access,
+    Tls,
+    Network,
+    Refused(u16),
+}
+
+/// Why a push has no answer.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// Mended by the operator.
+    #[error(transparent)]
+    Access(#[from] access::Trouble),
+    /// The network, or the other side.
+    #[error(transparent)]
+    Http(#[from] Error),
 }
 
 impl Delivery {
-    /// A task to be run; it connects from this process' own network namespace.
+    /// A task to be run; it connects from this process' own network namespace. It ends once nobody sets alerts any more,
+    /// or the other side of `leave` has gone.
     pub fn new(
         config: &AlertmanagersConfig,
-        target: Target,
+        target: &Target,
         board: watch::Receiver<Arc<Board>>,
+        told: Arc<Mutex<Told>>,
+        leave: oneshot::Receiver<()>,
         metrics: Metrics,
     ) -> Result<Self, netns::Error> {
         let limits = Limits { timeout: config.timeout, body_bytes: MAX_ANSWER_BYTES };
         Ok(Self {
             connection: Connection::new(Namespace::current()?, target.address, limits),
+            access: Access::new(config, target),
             path: format!("{}/api/v2/alerts", target.prefix),
             interval: config.interval,
             board,
-            told: Told::default(),
+            told,
+            leave,
             metrics,
-            failing: false,
+            failing: None,
         })
     }
 
-    /// Pushes until the board has gone.
+    /// Pushes until it is to end. A push that is under way ends first: what was taken must be known as told.
     pub async fn run(mut self) {
         let mut backoff = FIRST_BACKOFF;
         loop {
@@ -64,25 +93,31 @@ impl Delivery {
                 let jitter = rand::rng().random_range(0.5..1.0);
                 let wait = sleep(backoff.mul_f64(jitter));
                 backoff = (backoff * 2).min(MAX_BACKOFF);
-                wait.await;
-                self.board.has_changed().is_ok()
+                tokio::select! {
+                    () = wait => self.board.has_changed().is_ok(),
+                    _ = &mut self.leave => false,
+                }
             };
             if !goes_on {
-                return;
+                break;
             }
         }
+        self.metrics.forget_alertmanager(&self.connection.address().to_string());
     }
 
     /// True if it was accepted.
     async fn push(&mut self, board: &Board) -> bool {
-        let letter = Letter::write(board, &self.told, WallTime::now(), self.interval * 4);
+        let letter = Letter::write(board, &self.told(), WallTime::now(), self.interval * 4);
         let ask = Ask {
             method: Method::POST,
             path: &self.path,
             accept: "application/json",
             body: Some((letter.json.clone().into(), "application/json")),
         };
-        let outcome = self.connection.ask(&ask).await;
+        let outcome = match self.access.arm(&mut self.connection) {
+            Ok(()) => self.connection.ask(&ask).await.map_err(Trouble::from),
+            Err(trouble) => Err(trouble.into()),
+        };
         let result = match &outcome {
             Ok(answer) if (200..300).contains(&answer.status) => SendResult::Accepted,
             Ok(_) => SendResult::Refused,
@@ -92,9 +127,13 @@ impl Delivery {
         self.log(&outcome, result);
         let accepted = result == SendResult::Accepted;
         if accepted {
-            self.told.accept(letter, board);
+            self.told().accept(letter, board);
         }
         accepted
+    }
+
+    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next thing to say: an alert that begins or ends at once, other figures a little later, all
@@ -104,6 +143,7 @@ impl Delivery {
         loop {
             tokio::select! {
                 () = sleep_until(due) => return true,
+                _ = &mut self.leave => return false,
                 changed = self.board.changed() => {
                     if changed.is_err() {
                         return false;
@@ -117,21 +157,34 @@ impl Delivery {
         }
     }
 
-    /// Once when it begins to fail and once when it is over, not at each attempt.
-    fn log(&mut self, outcome: &Result<Answer, Error>, result: SendResult) {
+    /// Once when it begins to fail, or fails for another reason, and once when it is over.
+    fn log(&mut self, outcome: &Result<Answer, Trouble>, result: SendResult) {
         let address = self.connection.address();
-        let fails = result != SendResult::Accepted;
+        let failing = match outcome {
+            Ok(_) if result == SendResult::Accepted => None,
+            Ok(answer) => Some(Failing::Refused(answer.status)),
+            Err(Trouble::Access(_)) => Some(Failing::Access),
+            Err(Trouble::Http(Error::Tls { .. })) => Some(Failing::Tls),
+            Err(Trouble::Http(_)) => Some(Failing::Network),
+        };
+        let before = std::mem::replace(&mut self.failing, failing);
+        if before == failing {
+            return;
+        }
         match outcome {
-            Ok(_) if !fails && self.failing => tracing::info!("Alertmanager {address} takes alerts again"),
-            Ok(answer) if fails && !self.failing => {
+            Ok(_) if failing.is_none() => tracing::info!("Alertmanager {address} takes alerts again"),
+            Ok(answer) => {
                 let text = String::from_utf8_lossy(&answer.body);
                 let text: String = text.chars().take(200).collect();
                 tracing::warn!("Alertmanager {address} refuses alerts with status {}: {text}", answer.status);
             }
-            Err(error) if !self.failing => tracing::warn!("alerts are kept: {error}"),
-            Ok(_) | Err(_) => {}
+            // rustls says UnknownIssuer, or which names the certificate has.
+            Err(Trouble::Http(error @ Error::Tls { .. })) => tracing::warn!(
+                "alerts are kept: {error} (is alertmanagers.ca the authority that signed its certificate, and \
+                 alertmanagers.serverName a name in it?)"
+            ),
+            Err(error) => tracing::warn!("alerts are kept: Alertmanager {address}: {error}"),
         }
-        self.failing = fails;
     }
 }
 
