@@ -2,7 +2,7 @@
 //!
 //! An agent that can do nothing stays up and says why: in its log, to `nslookout alive`, on its metrics page.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -72,6 +72,7 @@ pub async fn run(config: Config, part: Part) -> Result<()> {
     serve(&config, part, &metrics, &inventory, delivery).await;
     match part {
         Part::Prober => observers::prober(&config, vantages(&config, &node), inventory, out),
+        Part::Node if in_a_network_of_its_own() => observers::no_node(node.clone(), &NOT_THE_HOSTS, &out),
         Part::Node => observers::nodes(&config, nodes(&config, &node), inventory, out),
     }
     tracing::info!("{} looks on {node}", part.as_str());
@@ -146,6 +147,17 @@ fn of_environment(variable: impl Fn(&str) -> Option<String>) -> Option<SocketAdd
     Some(SocketAddr::new(host, port))
 }
 
+/// Whether the pod of a node agent is not in its host's network: a table with nothing in it would pass for calm.
+fn in_a_network_of_its_own() -> bool {
+    let hosts = std::env::var("NSLOOKOUT_HOST_IP").unwrap_or_default();
+    hosts.parse().is_ok_and(|host| !is_ours(host))
+}
+
+/// Only an address of one's own network can be bound; nothing is sent.
+fn is_ours(address: IpAddr) -> bool {
+    UdpSocket::bind(SocketAddr::new(address, 0)).is_ok()
+}
+
 /// The configured nodes of that name, or the place where the agent runs.
 fn nodes(config: &Config, node: &str) -> Vec<NodeConfig> {
     let own: Vec<NodeConfig> = config.nodes.iter().filter(|n| n.name == node).cloned().collect();
@@ -174,6 +186,8 @@ fn vantages(config: &Config, node: &str) -> Vec<VantageConfig> {
     }
     own
 }
+
+const NOT_THE_HOSTS: &str = "the host's network (hostNetwork: true of this pod)";
 
 /// Room for a burst between observers and courier.
 const REPORTS: usize = 256;
@@ -205,6 +219,13 @@ mod tests {
             assert_eq!(page(everywhere.parse().unwrap()), "127.0.0.1:9853".parse().unwrap());
         }
         assert_eq!(page("10.0.0.7:9853".parse().unwrap()), "10.0.0.7:9853".parse().unwrap());
+    }
+
+    #[test]
+    fn an_address_of_this_network_is_told_from_one_of_another() {
+        assert!(is_ours(Ipv4Addr::LOCALHOST.into()));
+        // TEST-NET-1 is nobody's.
+        assert!(!is_ours(Ipv4Addr::new(192, 0, 2, 1).into()));
     }
 
     #[test]

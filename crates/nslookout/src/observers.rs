@@ -45,13 +45,16 @@ pub fn nodes(
     for node in nodes {
         match open(node.netns.as_deref()) {
             Ok(namespace) => entered.push(conntrack_watch::WatchedNode { name: node.name, namespace }),
-            Err(error) => {
-                let refused = NODE_OBSERVERS.map(|observer| denied(observer, &node.name, &error));
-                tokio::task::spawn_local(repeat(node.name, Role::Node, refused.into(), out.clone()));
-            }
+            Err(error) => no_node(node.name, &error, &out),
         }
     }
     tokio::task::spawn_local(conntrack_watch::run(config.conntrack_watch.clone(), entered, inventory, out));
+}
+
+/// Nothing of a node can be seen: its three observers say why, again and again.
+pub fn no_node(node: String, why: &dyn std::fmt::Display, out: &mpsc::Sender<Report>) {
+    let refused = NODE_OBSERVERS.map(|observer| denied(observer, &node, why));
+    tokio::task::spawn_local(repeat(node, Role::Node, refused.into(), out.clone()));
 }
 
 /// The servers' own metrics.

@@ -1,17 +1,14 @@
-//! Can the drop helper run here, and if not, what is missing?
-//!
-//! "May not" and "can't" are different answers, and both name what the operator can change.
+//! How does the drop helper get into the kernel?
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use evidence::CoverageState;
-use libbpf_rs::{ErrorKind, MapCore, MapHandle, Object, ObjectBuilder, PrintLevel, RingBufferBuilder};
+use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, PrintLevel, RingBufferBuilder};
 
 use super::ledger::Ledger;
+use super::refusal::{self, Error};
 use super::{Drops, Inbox};
 use crate::sys;
 
@@ -23,38 +20,6 @@ static OBJECT: &Aligned<[u8]> = &Aligned(*include_bytes!(concat!(env!("OUT_DIR")
 
 /// A node's pods number 110 by default, and few have drops, mostly of one class. An element takes 16 octets on each CPU.
 const TOTALS: u32 = 1024;
-
-const CAP_NET_ADMIN: u32 = 12;
-const CAP_SYS_ADMIN: u32 = 21;
-const CAP_PERFMON: u32 = 38;
-const CAP_BPF: u32 = 39;
-
-/// Why the drop helper is not there.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The kernel refuses this process.
-    #[error("the drop helper may not be loaded: {missing}")]
-    Denied {
-        /// What is missing.
-        missing: String,
-    },
-    /// This kernel can't.
-    #[error("the drop helper can't be loaded: {why}")]
-    Unsupported {
-        /// Why.
-        why: String,
-    },
-}
-
-impl Error {
-    /// The same as coverage.
-    pub fn coverage(&self) -> CoverageState {
-        match self {
-            Self::Denied { missing } => CoverageState::Denied { missing: missing.clone() },
-            Self::Unsupported { why } => CoverageState::Unsupported { why: why.clone() },
-        }
-    }
-}
 
 impl Drops {
     /// Loads and attaches the program.
@@ -71,7 +36,7 @@ impl Drops {
                 why: "the kernel has no BTF (/sys/kernel/btf/vmlinux; CONFIG_DEBUG_INFO_BTF)".into(),
             });
         }
-        Self::try_load(totals).map_err(|error| diagnose(&error))
+        Self::try_load(totals).map_err(|error| refusal::diagnose(&error))
     }
 
     fn try_load(room: u32) -> Result<Self, libbpf_rs::Error> {
@@ -118,57 +83,4 @@ impl Drops {
 fn map(object: &Object, name: &str) -> Result<MapHandle, libbpf_rs::Error> {
     let map = object.maps().find(|map| map.name() == name);
     MapHandle::try_from(&map.ok_or_else(|| libbpf_rs::Error::from_raw_os_error(libc::ENOENT))?)
-}
-
-fn diagnose(error: &libbpf_rs::Error) -> Error {
-    let missing = missing_capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default());
-    match error.kind() {
-        ErrorKind::PermissionDenied if !missing.is_empty() => Error::Denied { missing: missing.join(", ") },
-        ErrorKind::PermissionDenied => Error::Denied {
-            missing: format!(
-                "the kernel refused bpf() in spite of the capabilities: a seccomp profile, lockdown, or (before 5.11) \
-                 RLIMIT_MEMLOCK ({error:#})"
-            ),
-        },
-        _ => Error::Unsupported {
-            why: format!(
-                "the program wants a kernel that tells why a packet was dropped (from 5.17) and conntrack's types in its \
-                 BTF ({error:#})"
-            ),
-        },
-    }
-}
-
-/// Which of the capabilities that the helper needs are not in `/proc/self/status`.
-fn missing_capabilities(status: &str) -> Vec<&'static str> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0);
-    // CAP_SYS_ADMIN includes the other two, as it did before they existed.
-    let has = |capability: u32| {
-        let either = if capability == CAP_NET_ADMIN { CAP_NET_ADMIN } else { CAP_SYS_ADMIN };
-        (effective >> capability | effective >> either) & 1 == 1
-    };
-    [(CAP_BPF, "CAP_BPF"), (CAP_PERFMON, "CAP_PERFMON"), (CAP_NET_ADMIN, "CAP_NET_ADMIN")]
-        .into_iter()
-        .filter(|(capability, _)| !has(*capability))
-        .map(|(_, name)| name)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn missing_capabilities_are_named() {
-        assert_eq!(
-            missing_capabilities("CapEff:\t0000000000000000\n"),
-            ["CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN"]
-        );
-        assert_eq!(missing_capabilities("CapEff:\t000001ffffffffff\n"), Vec::<&str>::new());
-        assert_eq!(missing_capabilities("CapEff:\t0000008000001000\n"), ["CAP_PERFMON"]);
-    }
 }

@@ -6,6 +6,7 @@
 mod ledger;
 mod load;
 mod record;
+mod refusal;
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs;
@@ -19,8 +20,8 @@ use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Object, RingBuffer};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub use load::Error;
 pub use record::Record;
+pub use refusal::Error;
 
 use self::ledger::{Key, Ledger, Packets};
 use crate::netlink::CpuStats;
