@@ -80,20 +80,16 @@ impl Sight {
 
     /// Who is blind, to be told to the next process.
     pub fn save_blind(&self, now: WallTime) -> Vec<SavedBlind> {
-        let blind = self.blind(now).filter_map(|(observer, place, why)| {
-            let said = self.lines.get(&(observer, place.to_owned()))?.said;
-            Some(SavedBlind { observer, place: place.to_owned(), why, said })
-        });
-        blind.collect()
+        let blind = self.lines.values().filter(|line| line.looked_once);
+        let blind = blind.filter(|line| line.gap(WallTime(i64::MAX), now).is_some());
+        blind.map(|line| SavedBlind { coverage: line.coverage.clone(), said: line.said }).collect()
     }
 
     /// Takes over who was blind. One that has spoken already knows better.
     pub fn restore_blind(&mut self, blind: Vec<SavedBlind>) {
-        for SavedBlind { observer, place, why, said } in blind.into_iter().take(MOST_PLACES) {
-            let state = CoverageState::Unsupported { why };
-            let coverage = Coverage { observer, place: place.clone(), state };
-            let line = Line { coverage, said, looked_once: true, lost_at: None };
-            self.lines.entry((observer, place)).or_insert(line);
+        for SavedBlind { coverage, said } in blind.into_iter().take(MOST_PLACES) {
+            let key = (coverage.observer, coverage.place.clone());
+            self.lines.entry(key).or_insert(Line { coverage, said, looked_once: true, lost_at: None });
         }
     }
 

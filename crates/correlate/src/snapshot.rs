@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use evidence::{Observer, WallTime};
+use evidence::{Coverage, WallTime};
 use serde::{Deserialize, Serialize};
 
 use crate::causes;
@@ -42,12 +42,10 @@ pub(crate) struct Saved {
     retracted: u64,
 }
 
-/// An observer that used to look.
+/// An observer that used to look, and its last word.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SavedBlind {
-    pub observer: Observer,
-    pub place: String,
-    pub why: String,
+    pub coverage: Coverage,
     pub said: WallTime,
 }
 
