@@ -8,11 +8,13 @@
 //! a successor goes on.
 
 mod access;
+mod adopt;
 mod board;
 mod config;
 mod crew;
 mod delivery;
 mod found;
+mod ledger;
 mod letter;
 mod target;
 
@@ -20,21 +22,25 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use evidence::{Inventory, WallTime};
-use tokio::sync::watch;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
 
 use crate::config::{Alerting, Config};
 use crate::kubernetes;
 use crate::metrics::Metrics;
 use crate::status::Note;
+pub use adopt::incident;
 use board::Board;
 pub use config::{AlertmanagersConfig, BasicAuthConfig, ServiceConfig, ServicePort};
 use crew::Crew;
 pub(crate) use found::log;
 pub use found::{Found, FoundOne};
+pub use ledger::{Ledger, ToldAll};
 pub use target::{Scheme, Target};
 
 /// One alert in its present state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Alert {
     /// Its identity: fixed for its life.
     pub labels: BTreeMap<String, String>,
@@ -51,6 +57,7 @@ pub struct Alert {
 pub struct Pusher {
     board: watch::Sender<Arc<Board>>,
     known: Known,
+    held: mpsc::Receiver<Vec<Alert>>,
 }
 
 /// What the API server says of Alertmanagers, where it is asked.
@@ -69,6 +76,15 @@ impl Known {
     }
 }
 
+/// What an earlier process has left.
+#[derive(Debug, Clone, Default)]
+pub struct Legacy {
+    /// What Alertmanagers have taken.
+    pub ledger: Ledger,
+    /// Nothing else: they are asked what still fires.
+    pub asks: bool,
+}
+
 impl Pusher {
     /// The present state of all alerts. One that was firing and is not among them is over now. Never waits.
     pub fn set(&self, alerts: Vec<Alert>) {
@@ -83,14 +99,28 @@ impl Pusher {
         let found = self.known.found.borrow();
         found.notes.iter().chain(self.known.pods.borrow().iter()).cloned().collect()
     }
+
+    /// What an Alertmanager still holds of an earlier process, once for each of them; for ever where none is asked.
+    /// Cancel-safe.
+    pub async fn held(&mut self) -> Vec<Alert> {
+        match self.held.recv().await {
+            Some(alerts) => alerts,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// As the configuration has it: none where Prometheus sends alerts.
-pub fn of(config: &Config, inventory: watch::Receiver<Arc<Inventory>>, metrics: &Metrics) -> Option<Pusher> {
+pub fn of(
+    config: &Config,
+    inventory: watch::Receiver<Arc<Inventory>>,
+    legacy: Legacy,
+    metrics: &Metrics,
+) -> Option<Pusher> {
     match config.alerting {
         Alerting::Push => {
             let known = kubernetes::alertmanagers(config, inventory, metrics);
-            Some(start(&config.alertmanagers, &config.cluster.name, known, metrics))
+            Some(start(&config.alertmanagers, &config.cluster.name, known, legacy, metrics))
         }
         Alerting::Prometheus => None,
     }
@@ -98,11 +128,19 @@ pub fn of(config: &Config, inventory: watch::Receiver<Arc<Inventory>>, metrics: 
 
 /// Starts a task for each Alertmanager on the caller's runtime, and with them the watchdog alert. Addresses that
 /// `mistakes` would name are left out.
-pub fn start(config: &AlertmanagersConfig, cluster: &str, known: Known, metrics: &Metrics) -> Pusher {
+pub fn start(
+    config: &AlertmanagersConfig,
+    cluster: &str,
+    known: Known,
+    legacy: Legacy,
+    metrics: &Metrics,
+) -> Pusher {
+    let (holds, held) = mpsc::channel(MOST_ANSWERS);
     let (board, receiver) = watch::channel(Arc::new(Board::new(watchdog(cluster, WallTime::now()))));
-    let crew = Crew::new(config.clone(), receiver, metrics.clone());
+    let past = crew::Past { cluster: cluster.to_owned(), legacy, holds };
+    let crew = Crew::new(config.clone(), receiver, past, metrics.clone());
     tokio::spawn(crew.run(known.found.clone()));
-    Pusher { board, known }
+    Pusher { board, known, held }
 }
 
 /// What is wrong with an address; goes on after the text itself.
@@ -131,3 +169,6 @@ fn watchdog(cluster: &str, now: WallTime) -> Alert {
         ends_at: None,
     }
 }
+
+/// Answers that wait while a verdict is being made.
+const MOST_ANSWERS: usize = 16;

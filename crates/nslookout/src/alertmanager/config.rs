@@ -32,11 +32,16 @@ pub struct AlertmanagersConfig {
     // As an Option its mistakes would be told as "not valid under any of the schemas".
     #[schemars(with = "BasicAuthConfig")]
     pub basic_auth: Option<BasicAuthConfig>,
-    /// Firing alerts are sent again so often, and run out after four times as long if nobody sends them.
-    /// Restarts of nslookout take less, and a lost Alertmanager knows all again after one interval.
+    /// Firing alerts are sent again so often: a lost Alertmanager knows all again after one interval.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub interval: Duration,
+    /// Firing alerts run out so long after they were last sent. Long enough for a correlator whose node has died to be
+    /// started on another one: 50 s until Kubernetes gives a node up, 15 s of toleration, and time to start. One that
+    /// runs out before that is told as over, and then anew.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
+    pub lasting: Duration,
     /// A push that takes longer has failed.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
@@ -92,6 +97,7 @@ impl Default for AlertmanagersConfig {
             bearer_token_file: None,
             basic_auth: None,
             interval: Duration::from_secs(15),
+            lasting: Duration::from_secs(180),
             timeout: Duration::from_secs(5),
         }
     }
@@ -130,6 +136,12 @@ impl AlertmanagersConfig {
         }
         if self.interval < Duration::from_millis(100) {
             mistakes.push("alertmanagers.interval: is below 100ms".into());
+        }
+        if self.lasting < self.interval * 2 {
+            mistakes.push(
+                "alertmanagers.lasting: is below two intervals, so alerts would run out while they fire"
+                    .into(),
+            );
         }
         if self.timeout.is_zero() {
             mistakes.push("alertmanagers.timeout: is zero, so every push would fail".into());

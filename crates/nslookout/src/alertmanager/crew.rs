@@ -5,16 +5,19 @@
 //! is not told again of what began and ended before it came.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 
 use super::board::Board;
 use super::config::AlertmanagersConfig;
-use super::delivery::Delivery;
+use super::delivery::{Delivery, Question};
 use super::found::Found;
-use super::letter::Told;
 use super::target::Target;
+use super::{Alert, Legacy, adopt};
 use crate::metrics::Metrics;
 
 /// All who are told.
@@ -23,13 +26,22 @@ pub struct Crew {
     config: AlertmanagersConfig,
     board: watch::Receiver<Arc<Board>>,
     metrics: Metrics,
-    told: BTreeMap<Group, Arc<Mutex<Told>>>,
+    past: Past,
+    begun: Instant,
     /// A task ends when its sender is dropped.
     members: BTreeMap<Target, oneshot::Sender<()>>,
 }
 
-/// Those that share what people were told.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What was before this process, and who is to hear what Alertmanagers hold of it.
+#[derive(Debug)]
+pub struct Past {
+    pub cluster: String,
+    pub legacy: Legacy,
+    pub holds: mpsc::Sender<Vec<Alert>>,
+}
+
+/// Those that share what people were told; as text the name of their book.
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Group {
     /// By address: nothing is known of others.
     Alone(Target),
@@ -39,8 +51,13 @@ enum Group {
 
 impl Crew {
     /// Nobody is told yet.
-    pub fn new(config: AlertmanagersConfig, board: watch::Receiver<Arc<Board>>, metrics: Metrics) -> Self {
-        Self { config, board, metrics, told: BTreeMap::new(), members: BTreeMap::new() }
+    pub fn new(
+        config: AlertmanagersConfig,
+        board: watch::Receiver<Arc<Board>>,
+        past: Past,
+        metrics: Metrics,
+    ) -> Self {
+        Self { config, board, metrics, past, begun: Instant::now(), members: BTreeMap::new() }
     }
 
     /// Starts and ends tasks until nobody sets alerts any more.
@@ -88,10 +105,15 @@ impl Crew {
             Group::Alone(_) => String::new(),
             Group::Service(service) => format!(", by the Service {service}"),
         };
-        let told = self.told.entry(group).or_default().clone();
+        let Past { cluster, legacy, holds } = &self.past;
+        let told = legacy.ledger.of(&group.to_string());
+        // One that comes later knows of the past what others have told already.
+        let asks = legacy.asks && self.begun.elapsed() < ASKED_WITHIN;
+        let path = || format!("{}{}", target.prefix, adopt::path(cluster));
+        let question = asks.then(|| Question { path: path(), out: holds.clone() });
         let (stay, leave) = oneshot::channel();
         let (board, metrics) = (self.board.clone(), self.metrics.clone());
-        match Delivery::new(&self.config, &target, board, told, leave, metrics) {
+        match Delivery::new(&self.config, &target, board, told, leave, question, metrics) {
             Ok(delivery) => {
                 tracing::info!("alerts go to {target}{found_by}");
                 drop(tokio::spawn(delivery.run()));
@@ -102,9 +124,20 @@ impl Crew {
     }
 }
 
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Alone(target) => write!(f, "{}", target.address),
+            Self::Service(service) => f.write_str(service),
+        }
+    }
+}
+
 async fn gone(board: &mut watch::Receiver<Arc<Board>>) {
     while board.changed().await.is_ok() {}
 }
 
 /// Alertmanagers of one cluster are a few; a Service that leads to a thousand pods leads to something else.
 const MOST: usize = 64;
+/// Services are found a moment after the start.
+const ASKED_WITHIN: Duration = Duration::from_secs(60);

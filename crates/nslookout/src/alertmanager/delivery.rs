@@ -1,6 +1,6 @@
 //! When is one Alertmanager told, and what if it doesn't answer?
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coredns_watch::http::{Answer, Ask, Connection, Error, Limits};
@@ -8,7 +8,7 @@ use evidence::WallTime;
 use hyper::Method;
 use netns::Namespace;
 use rand::RngExt;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::access::{self, Access};
@@ -16,6 +16,7 @@ use super::board::Board;
 use super::config::AlertmanagersConfig;
 use super::letter::{Letter, Told};
 use super::target::Target;
+use super::{Alert, adopt};
 use crate::metrics::{Metrics, SendResult};
 
 /// One Alertmanager's task.
@@ -27,9 +28,12 @@ pub struct Delivery {
     access: Access,
     path: String,
     interval: Duration,
+    lasting: Duration,
     board: watch::Receiver<Arc<Board>>,
     told: Arc<Mutex<Told>>,
     leave: oneshot::Receiver<()>,
+    /// To be asked before anything is told.
+    question: Option<Question>,
     metrics: Metrics,
     failing: Option<Failing>,
 }
@@ -54,6 +58,15 @@ enum Trouble {
     Http(#[from] Error),
 }
 
+/// What is it that an Alertmanager still holds?
+#[derive(Debug)]
+pub struct Question {
+    /// The path that lists it.
+    pub path: String,
+    /// Where the answer goes.
+    pub out: mpsc::Sender<Vec<Alert>>,
+}
+
 impl Delivery {
     /// A task to be run; it connects from this process' own network namespace. It ends once nobody sets alerts any more,
     /// or the other side of `leave` has gone.
@@ -63,6 +76,7 @@ impl Delivery {
         board: watch::Receiver<Arc<Board>>,
         told: Arc<Mutex<Told>>,
         leave: oneshot::Receiver<()>,
+        question: Option<Question>,
         metrics: Metrics,
     ) -> Result<Self, netns::Error> {
         let limits = Limits { timeout: config.timeout, body_bytes: MAX_ANSWER_BYTES };
@@ -71,9 +85,11 @@ impl Delivery {
             access: Access::new(config, target),
             path: format!("{}/api/v2/alerts", target.prefix),
             interval: config.interval,
+            lasting: config.lasting,
             board,
             told,
             leave,
+            question,
             metrics,
             failing: None,
         })
@@ -107,17 +123,17 @@ impl Delivery {
 
     /// True if it was accepted.
     async fn push(&mut self, board: &Board) -> bool {
-        let letter = Letter::write(board, &self.told(), WallTime::now(), self.interval * 4);
+        if !self.ask_first().await {
+            return false;
+        }
+        let letter = Letter::write(board, &self.told(), WallTime::now(), self.lasting);
         let ask = Ask {
             method: Method::POST,
             path: &self.path,
             accept: "application/json",
             body: Some((letter.json.clone().into(), "application/json")),
         };
-        let outcome = match self.access.arm(&mut self.connection) {
-            Ok(()) => self.connection.ask(&ask).await.map_err(Trouble::from),
-            Err(trouble) => Err(trouble.into()),
-        };
+        let outcome = exchange(&mut self.access, &mut self.connection, &ask).await;
         let result = match &outcome {
             Ok(answer) if (200..300).contains(&answer.status) => SendResult::Accepted,
             Ok(_) => SendResult::Refused,
@@ -132,7 +148,43 @@ impl Delivery {
         accepted
     }
 
-    fn told(&self) -> std::sync::MutexGuard<'_, Told> {
+    /// Asks what it holds of an earlier process, until it has said so once. One that does not let itself be asked is told
+    /// all the same.
+    async fn ask_first(&mut self) -> bool {
+        let Some(question) = &self.question else { return true };
+        let ask = Ask { method: Method::GET, path: &question.path, accept: "application/json", body: None };
+        let outcome = exchange(&mut self.access, &mut self.connection, &ask).await;
+        let result = match &outcome {
+            Err(_) => SendResult::Failed,
+            // It will let itself be asked once our credentials are right.
+            Ok(Answer { status: 401 | 403, .. }) => SendResult::Refused,
+            Ok(_) => SendResult::Accepted,
+        };
+        let alerts = match &outcome {
+            _ if result != SendResult::Accepted => {
+                self.metrics.count_send(&self.connection.address().to_string(), result);
+                self.log(&outcome, result);
+                return false;
+            }
+            Err(_) => return false,
+            Ok(Answer { status: 200, body }) => adopt::read(body).map_err(|error| error.to_string()),
+            Ok(Answer { status, .. }) => Err(format!("status {status}")),
+        };
+        match alerts {
+            Ok(alerts) => {
+                alerts.iter().for_each(|alert| self.told().holds(alert));
+                drop(question.out.send(alerts).await);
+            }
+            Err(why) => tracing::warn!(
+                "Alertmanager {} does not tell which alerts it holds: {why}; those of an earlier nslookout end by themselves",
+                self.connection.address()
+            ),
+        }
+        self.question = None;
+        true
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -188,6 +240,15 @@ impl Delivery {
     }
 }
 
+async fn exchange(
+    access: &mut Access,
+    connection: &mut Connection,
+    ask: &Ask<'_>,
+) -> Result<Answer, Trouble> {
+    access.arm(connection)?;
+    Ok(connection.ask(ask).await?)
+}
+
 /// Changed annotations are worth no push at each of five turns a second.
 const FIGURES_EVERY: Duration = Duration::from_secs(2);
 
@@ -195,4 +256,5 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// An Alertmanager that is back knows all within this time.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// What it holds of one cluster, with all annotations.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;

@@ -13,7 +13,7 @@ use hyper::header::{AUTHORIZATION, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use nslookout::alertmanager::{AlertmanagersConfig, BasicAuthConfig, Known, Pusher, start};
+use nslookout::alertmanager::{AlertmanagersConfig, BasicAuthConfig, Known, Legacy, Pusher, start};
 use nslookout::metrics::Metrics;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::crypto::ring;
@@ -133,7 +133,7 @@ fn replace(path: &Path, text: impl AsRef<[u8]>) {
 fn push(config: AlertmanagersConfig) -> Pusher {
     let config = AlertmanagersConfig { interval: Duration::from_millis(700), ..config };
     assert_eq!(config.mistakes(), Vec::<String>::new());
-    start(&config, "test", Known::nothing(), &Metrics::new().unwrap())
+    start(&config, "test", Known::nothing(), Legacy::default(), &Metrics::new().unwrap())
 }
 
 /// "sesame" by bcrypt.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use evidence::{Inventory, WallTime};
 use nix::sched::{CloneFlags, setns, unshare};
-use nslookout::alertmanager::{Alert, Pusher, of};
+use nslookout::alertmanager::{Alert, Legacy, Pusher, of};
 use nslookout::config::Config;
 use nslookout::metrics::Metrics;
 use serde_json::{Value, json};
@@ -92,7 +92,8 @@ fn push(plane: &ControlPlane, alertmanagers: &Value, metrics: &Metrics) -> Pushe
     let mut inventory = Inventory::default();
     inventory.service.addresses = vec!["10.96.0.10:53".parse().unwrap()];
     // The sender may go: what it last said stays.
-    of(&Config::parse(&text).unwrap(), watch::channel(Arc::new(inventory)).1, metrics).unwrap()
+    of(&Config::parse(&text).unwrap(), watch::channel(Arc::new(inventory)).1, Legacy::default(), metrics)
+        .unwrap()
 }
 
 async fn until_noted(pusher: &Pusher, about: &str, words: &str) {
@@ -122,7 +123,8 @@ async fn alertmanagers_come_and_go_with_their_service_and_nobody_is_told_twice()
     create_account(&plane, "monitoring", "default").await;
     let metrics = Metrics::new().unwrap();
     let service = json!({"namespace": "monitoring", "name": "alertmanager", "port": "http-web"});
-    let pusher = push(&plane, &json!({"services": [service], "interval": "700ms"}), &metrics);
+    let pusher =
+        push(&plane, &json!({"services": [service], "interval": "700ms", "lasting": "2800ms"}), &metrics);
     let about = "Alertmanagers of monitoring/alertmanager";
     until_noted(&pusher, about, "there is no such Service").await;
     let endpoints_are = |count: u8| {
