@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
-use evidence::{CoverageState, Observer, Role};
+use evidence::{CoverageState, Observer, Role, WallTime};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -49,9 +49,11 @@ pub async fn run(config: Config) -> Result<()> {
     tokio::spawn(http::serve(page, metrics.clone(), status));
 
     let (out, reports) = mpsc::channel(REPORTS);
-    let inventory = inventory::watch(&config.cluster, out.clone());
+    let followed = inventory::follow_kept(&config.cluster, config.store.file("inventory.json"), out.clone());
+    let (inventory, age) =
+        (followed.inventory, followed.as_of.borrow().map(|as_of| WallTime::now().since(as_of)));
     observers::servers(&config, inventory.clone(), out);
-    let outlooks = Arc::new(Outlooks::new(inventory));
+    let outlooks = Arc::new(Outlooks::aged(inventory, age.unwrap_or_default()));
     let (batches_out, batches) = mpsc::channel(REPORTS);
     let desk = Desk {
         reviews: Reviews::new(reviewer, figures.reviews.clone()),
@@ -86,7 +88,7 @@ pub async fn run(config: Config) -> Result<()> {
         // A source that can't be read says so, and its last word grows old.
         let told = batch.filter(|batch| batch.role == Role::Inventory).is_some_and(|batch| {
             batch.coverage.iter().any(|line| {
-                line.observer == Observer::Inventory && !matches!(line.state, CoverageState::Denied { .. })
+                line.observer == Observer::Inventory && matches!(line.state, CoverageState::Looked { .. })
             })
         });
         if told {
@@ -106,7 +108,8 @@ async fn reviewer(config: &Config, figures: &ServerFigures) -> Result<Arc<dyn Re
     let api = kubernetes::connect(&config.cluster)
         .await
         .context("nobody reviews tokens: correlator.tokens is not set, and the API server can't be asked")?;
-    Ok(Arc::new(ApiReviewer::start(api, parts.accounts.clone(), figures.unreviewed.clone())))
+    let file = config.store.file("keys.json");
+    Ok(Arc::new(ApiReviewer::start(api, parts.accounts.clone(), figures.unreviewed.clone(), file)))
 }
 
 /// Serves agents as soon as there is a certificate: an authority that the API server keeps may be late, and so may files.

@@ -19,7 +19,7 @@ mod watches;
 
 pub use authority::Keeper;
 pub use connect::{ApiServer, ConnectError, Pod, connect};
-pub use jwks::Keys;
+pub use jwks::{Keys, Published};
 pub use reviewer::Reviewer;
 pub(crate) use source::follow;
 pub use token::{Expected, Identity, Refusal};

@@ -31,7 +31,8 @@ pub async fn run(config: Config) -> Result<()> {
     let past = Past::of(found, config.alertmanagers.lasting);
     let pusher = alertmanager::of(&config, past.legacy(), &metrics);
     let (out, reports) = mpsc::channel(REPORTS);
-    let inventory = inventory::watch(&config.cluster, out.clone());
+    let kept = config.store.file("inventory.json");
+    let inventory = inventory::follow_kept(&config.cluster, kept, out.clone()).inventory;
     let pipeline = Pipeline::start(&config, inventory, out, reports);
     judge(&config, pipeline, Bench { metrics, status_out, pusher, store, past }, signals, |_, _| {}).await;
     Ok(())
