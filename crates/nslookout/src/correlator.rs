@@ -80,7 +80,8 @@ pub async fn run(config: Config) -> Result<()> {
     let (store, found) = Store::open(&config.store, &config.cluster.name);
     let past = Past::of(found, config.alertmanagers.lasting);
     let pusher = alertmanager::of(&config, past.legacy(), &metrics);
-    let pipeline = Pipeline::of(&config, reports, batches);
+    let mut pipeline = Pipeline::of(&config, reports, batches);
+    pipeline.settle(SETTLED);
     let bench = Bench { metrics, status_out, pusher, store, past };
     judge(&config, pipeline, bench, signals, |pipeline, batch| {
         pulse.beat();
@@ -196,6 +197,8 @@ fn raise_descriptors() {
     }
 }
 
+/// An agent notices after ten seconds that the correlator's pod is gone for good, and then finds its successor.
+const SETTLED: Duration = Duration::from_secs(12);
 /// For a body, from its head to its end: a largest one at 25 kB/s.
 const BODY_TIME: Duration = Duration::from_secs(10);
 /// For a handshake, and for a first proper batch; longer than a body, so that a slow one gets its answer.
