@@ -23,7 +23,7 @@ mod watches;
 pub use alertmanagers::know as alertmanagers;
 pub use authority::Keeper;
 pub use connect::{ApiServer, ConnectError, Pod, connect};
-pub use jwks::Keys;
+pub use jwks::{Keys, Published};
 pub use reviewer::Reviewer;
 pub(crate) use source::follow;
 pub use token::{Expected, Identity, Refusal};

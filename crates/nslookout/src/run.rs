@@ -28,7 +28,8 @@ pub async fn run(config: Config) -> Result<()> {
         .with_context(|| format!("metrics.listen: {} can't be listened on", config.metrics.listen))?;
     tokio::task::spawn_local(http::serve(server, metrics.clone(), status));
     let (out, reports) = mpsc::channel(REPORTS);
-    let inventory = inventory::watch(&config.cluster, out.clone());
+    let kept = config.store.file("inventory.json");
+    let inventory = inventory::follow_kept(&config.cluster, kept, out.clone()).inventory;
     let (store, found) = Store::open(&config.store, &config.cluster.name);
     let past = Past::of(found, config.alertmanagers.lasting);
     let pusher = alertmanager::of(&config, inventory.clone(), past.legacy(), &metrics);

@@ -44,6 +44,13 @@ impl Config {
         if rustls::pki_types::ServerName::try_from(correlator.name.as_str()).is_err() {
             mistakes.push(format!("correlator.name: {:?} is no name of a server", correlator.name));
         }
+        if correlator.tls.is_some() && (correlator.authority.is_some() || correlator.keys.is_some()) {
+            mistakes.push(
+                "correlator.tls: with a certificate from files there is no authority of its own; leave out \
+                 correlator.authority and correlator.keys"
+                    .into(),
+            );
+        }
         if agent.node.as_deref().is_some_and(|node| node.is_empty() || node.contains('/')) {
             mistakes.push("agent.node: is no name of a node".into());
         }

@@ -15,6 +15,7 @@ mod blind;
 mod program;
 mod refusals;
 mod site;
+mod years;
 
 use std::time::Duration;
 
