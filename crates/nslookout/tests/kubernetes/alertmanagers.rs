@@ -6,6 +6,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use tokio::time::sleep;
 
 use crate::alert::alert;
 use crate::control_plane::{ControlPlane, eventually_within};
-use crate::objects::{create_account, create_running, named, pod};
+use crate::objects::{create_account, create_running, grant, named, pod};
 use crate::program::{Alertmanager, eventually};
 
 const SERVICES: &str = "/api/v1/namespaces/monitoring/services";
@@ -86,15 +87,27 @@ async fn set_endpoints(plane: &ControlPlane, list: &[(u8, bool, bool)]) {
     plane.patch(&format!("{SLICES}/am"), json!({"endpoints": endpoints(list)})).await;
 }
 
-/// Pushes as a correlator with this configuration would.
-fn push(plane: &ControlPlane, alertmanagers: &Value, metrics: &Metrics) -> Pusher {
-    let kubeconfig = plane.kubeconfig("admin", "admin-token");
+/// Pushes as a correlator with this configuration would, with the rights that the chart gives it: these, and no more.
+async fn push(plane: &ControlPlane, alertmanagers: &Value, metrics: &Metrics) -> Pusher {
+    create_account(plane, "dns", "nslookout").await;
+    let verbs = json!(["get", "list", "watch"]);
+    let rules = json!([
+        {"apiGroups": [""], "resources": ["services"], "verbs": verbs},
+        {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": verbs},
+        {"apiGroups": [""], "resources": ["pods", "nodes"], "verbs": verbs},
+    ]);
+    grant(plane, "nslookout", ("dns", "nslookout"), rules).await;
+    let token = plane.token("dns/nslookout", json!({})).await;
+    push_as(&plane.kubeconfig("nslookout", &token), alertmanagers, metrics)
+}
+
+fn push_as(kubeconfig: &Path, alertmanagers: &Value, metrics: &Metrics) -> Pusher {
     let text = json!({"cluster": {"kubeconfig": kubeconfig}, "alertmanagers": alertmanagers}).to_string();
     let mut inventory = Inventory::default();
     inventory.service.addresses = vec!["10.96.0.10:53".parse().unwrap()];
     // The sender may go: what it last said stays.
-    of(&Config::parse(&text).unwrap(), watch::channel(Arc::new(inventory)).1, Legacy::default(), metrics)
-        .unwrap()
+    let inventory = watch::channel(Arc::new(inventory)).1;
+    of(&Config::parse(&text).unwrap(), inventory, Legacy::default(), metrics).unwrap()
 }
 
 async fn until_noted(pusher: &Pusher, about: &str, words: &str) {
@@ -125,8 +138,15 @@ async fn alertmanagers_come_and_go_with_their_service_and_nobody_is_told_twice()
     let metrics = Metrics::new().unwrap();
     let service = json!({"namespace": "monitoring", "name": "alertmanager", "port": "http-web"});
     let pusher =
-        push(&plane, &json!({"services": [service], "interval": "700ms", "lasting": "2800ms"}), &metrics);
+        push(&plane, &json!({"services": [service], "interval": "700ms", "lasting": "2800ms"}), &metrics)
+            .await;
     let about = "Alertmanagers of monitoring/alertmanager";
+    let stranger = plane.kubeconfig("stranger", &plane.token("monitoring/default", json!({})).await);
+    let refused = push_as(&stranger, &json!({"services": [service]}), &Metrics::new().unwrap());
+    let words =
+        "RBAC: system:serviceaccount:monitoring:default may not list services in the namespace monitoring";
+    until_noted(&refused, about, words).await;
+    drop(refused);
     until_noted(&pusher, about, "there is no such Service").await;
     let endpoints_are = |count: u8| {
         format!("nslookout_alertmanager_service_endpoints{{service=\"monitoring/alertmanager\"}} {count}\n")
@@ -225,7 +245,7 @@ async fn a_pager_that_needs_cluster_dns_is_told_beforehand() {
     let service = json!({"namespace": "monitoring", "name": "alertmanager", "port": 80});
     // The third by its address alone; the fourth is no pod's.
     let addresses = [3, 4].map(|index| format!("http://{}", address(index)));
-    let pusher = push(&plane, &json!({"services": [service], "addresses": addresses}), &metrics);
+    let pusher = push(&plane, &json!({"services": [&service], "addresses": addresses}), &metrics).await;
     until_noted(&pusher, "Alertmanager monitoring/am-1", "(dnsPolicy ClusterFirst)").await;
     until_noted(&pusher, "Alertmanager monitoring/am-3", "(dnsPolicy ClusterFirstWithHostNet)").await;
     assert!(pusher.notes().iter().all(|note| note.mend.contains("dnsPolicy: Default")));
