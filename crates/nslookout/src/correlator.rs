@@ -53,7 +53,7 @@ pub async fn run(config: Config) -> Result<()> {
     let (inventory, age) =
         (followed.inventory, followed.as_of.borrow().map(|as_of| WallTime::now().since(as_of)));
     observers::servers(&config, inventory.clone(), out);
-    let outlooks = Arc::new(Outlooks::aged(inventory, age.unwrap_or_default()));
+    let outlooks = Arc::new(Outlooks::aged(inventory.clone(), age.unwrap_or_default()));
     let (batches_out, batches) = mpsc::channel(REPORTS);
     let desk = Desk {
         reviews: Reviews::new(reviewer, figures.reviews.clone()),
@@ -79,7 +79,7 @@ pub async fn run(config: Config) -> Result<()> {
     }));
     let (store, found) = Store::open(&config.store, &config.cluster.name);
     let past = Past::of(found, config.alertmanagers.lasting);
-    let pusher = alertmanager::of(&config, past.legacy(), &metrics);
+    let pusher = alertmanager::of(&config, inventory, past.legacy(), &metrics);
     let mut pipeline = Pipeline::of(&config, reports, batches);
     pipeline.settle(SETTLED);
     let bench = Bench { metrics, status_out, pusher, store, past };

@@ -136,6 +136,7 @@ impl Pipeline {
                     count,
                 })
                 .collect(),
+            notes: Vec::new(),
         }
     }
 
