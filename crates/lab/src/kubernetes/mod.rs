@@ -21,6 +21,7 @@ mod requirements;
 mod rules;
 mod subcommand;
 mod upstream;
+pub mod webhook;
 
 use std::fs;
 use std::ops::Deref;
