@@ -2,13 +2,16 @@
 //!
 //! The correlator alone asks it. `connect.rs` reaches it by address, `watches.rs` follows Services, EndpointSlices,
 //! pods and nodes, `source.rs` makes the inventory of them. `reviewer.rs` says who it is that shows a service account
-//! token, `authority.rs` keeps the certificate authority.
+//! token, `authority.rs` keeps the certificate authority. `refusals.rs` tells why an agent is not even started. From a
+//! laptop `laptop.rs` asks the correlator of a cluster.
 
 mod authority;
 mod connect;
 mod health;
 mod jwks;
+pub mod laptop;
 mod notes;
+mod refusals;
 mod reviewer;
 mod source;
 mod store;
