@@ -16,7 +16,7 @@ use crate::symptom::{Query, TroubledLookup};
 mod counts;
 mod names;
 
-pub(crate) use counts::Baseline;
+pub(crate) use counts::{Baseline, SavedBaseline};
 pub use names::time_of_day;
 
 /// A lookup that ended.
@@ -114,6 +114,8 @@ impl View {
         let places: BTreeSet<String> =
             self.inventory.endpoints.iter().map(|e| e.address.to_string()).collect();
         self.sight.forget_servers(&places);
+        let nodes: BTreeSet<&str> = self.inventory.nodes.iter().map(|node| node.name.as_str()).collect();
+        self.sight.forget_nodes(&nodes, at);
         self.inventory_known = true;
         self.inventory_since.get_or_insert(at);
     }

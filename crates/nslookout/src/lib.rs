@@ -17,4 +17,5 @@ pub mod observers;
 pub mod pipeline;
 pub mod run;
 pub mod status;
+pub mod store;
 pub mod transport;
