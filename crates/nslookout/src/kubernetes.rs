@@ -2,15 +2,18 @@
 //!
 //! The correlator alone asks it. `connect.rs` reaches it by address, `watches.rs` follows Services, EndpointSlices,
 //! pods and nodes, `source.rs` makes the inventory of them. `reviewer.rs` says who it is that shows a service account
-//! token, `authority.rs` keeps the certificate authority. `refusals.rs` tells why an agent is not even started. From a
-//! laptop `laptop.rs` asks the correlator of a cluster.
+//! token, `authority.rs` keeps the certificate authority. `alertmanagers.rs` finds Alertmanagers by their Services,
+//! `pager.rs` says which of them need cluster DNS themselves. `refusals.rs` tells why an agent is not even started. From
+//! a laptop `laptop.rs` asks the correlator of a cluster.
 
+mod alertmanagers;
 mod authority;
 mod connect;
 mod health;
 mod jwks;
 pub mod laptop;
 mod notes;
+mod pager;
 mod refusals;
 mod reviewer;
 mod source;
@@ -20,9 +23,10 @@ mod token_review;
 mod trouble;
 mod watches;
 
+pub use alertmanagers::know as alertmanagers;
 pub use authority::Keeper;
 pub use connect::{ApiServer, ConnectError, Pod, connect};
-pub use jwks::Keys;
+pub use jwks::{Keys, Published};
 pub use reviewer::Reviewer;
 pub(crate) use source::follow;
 pub use token::{Expected, Identity, Refusal};
