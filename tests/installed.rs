@@ -1,8 +1,5 @@
 //! Installed by real Helm in a real Kubernetes, with the chart's own rights: what breaks there is named there.
 
-use std::thread;
-use std::time::{Duration, Instant};
-
 use e2e::installed::{Installed, NAMESPACE, agents_report, signal};
 use lab::command;
 use lab::kubernetes::Options;
@@ -67,18 +64,6 @@ fn what_breaks_in_a_real_cluster_is_named_by_what_helm_installed() {
     let mut uninstall = installed.helm();
     command::run(uninstall.args(["uninstall", "nslookout", NAMESPACE, "--wait", "--timeout=60s"]), None)
         .unwrap();
-    let kinds = "pods,daemonsets,deployments,services,secrets,configmaps,roles,rolebindings,serviceaccounts,\
-                 resourcequotas";
-    let begin = Instant::now();
-    loop {
-        let left = cluster.run(&["get", kinds, NAMESPACE, "--output=name"]).unwrap();
-        let global = cluster.run(&["get", "clusterroles,clusterrolebindings", "--output=name"]).unwrap();
-        let mut ours =
-            left.lines().filter(|name| !name.ends_with("/default") && !name.ends_with("/kube-root-ca.crt"));
-        let first = ours.next().or_else(|| global.lines().find(|name| name.contains("nslookout")));
-        let Some(first) = first else { break };
-        assert!(begin.elapsed() < Duration::from_secs(60), "{first} is left");
-        thread::sleep(Duration::from_millis(500));
-    }
+    installed.nothing_left();
     installed.cluster.down().unwrap();
 }

@@ -31,7 +31,7 @@ impl Installed {
     pub fn raise(options: &Options) -> Self {
         let helm = programs::cluster::all().unwrap().helm.join("helm");
         let cluster = Raised::up(options, &mut progress()).unwrap();
-        load_image(&cluster);
+        load_image(&cluster, env!("CARGO_PKG_VERSION"));
         cluster.run(&["create", "namespace", "nslookout"]).unwrap();
         Self { cluster, helm }
     }
@@ -40,6 +40,30 @@ impl Installed {
     #[must_use]
     pub fn helm(&self) -> Command {
         self.cluster.administrator(&self.helm)
+    }
+
+    /// The same image under another tag, as a newer release would be.
+    pub fn load_image_as(&self, tag: &str) {
+        load_image(&self.cluster, tag);
+    }
+
+    /// Waits until nothing of nslookout is in the cluster but its namespace.
+    pub fn nothing_left(&self) {
+        let kinds = "pods,daemonsets,deployments,replicasets,services,secrets,configmaps,roles,rolebindings,\
+                     serviceaccounts,resourcequotas,networkpolicies,persistentvolumeclaims";
+        let begin = Instant::now();
+        loop {
+            let left = self.cluster.run(&["get", kinds, NAMESPACE, "--output=name"]).unwrap();
+            let global =
+                self.cluster.run(&["get", "clusterroles,clusterrolebindings", "--output=name"]).unwrap();
+            let mut ours = left
+                .lines()
+                .filter(|name| !name.ends_with("/default") && !name.ends_with("/kube-root-ca.crt"));
+            let first = ours.next().or_else(|| global.lines().find(|name| name.contains("nslookout")));
+            let Some(first) = first else { break };
+            assert!(begin.elapsed() < Duration::from_secs(60), "{first} is left");
+            thread::sleep(Duration::from_millis(500));
+        }
     }
 
     /// `helm install`, to be run: the chart as a user installs it, but for where the image is, and that incidents
@@ -169,11 +193,11 @@ fn looks(status: &Status, observer: &str, place: &str) -> bool {
 }
 
 /// The image as `make image` makes it, of the binary that the tests use.
-fn load_image(cluster: &Cluster) {
+fn load_image(cluster: &Cluster, tag: &str) {
     let folder = tempfile::tempdir().unwrap();
     let (binary, archive) = (folder.path().join("nslookout"), folder.path().join("image.tar"));
     command::run(Command::new("strip").arg("-o").args([&binary, &crate::nslookout()]), None).unwrap();
-    let image = Image::new(concat!("docker.io/library/nslookout:", env!("CARGO_PKG_VERSION")));
+    let image = Image::new(format!("docker.io/library/nslookout:{tag}"));
     image.file("nslookout", binary).entrypoint(&["/nslookout"]).write(&archive).unwrap();
     cluster.load_image(&archive).unwrap();
 }

@@ -1,7 +1,11 @@
 //! What the end-to-end tests share: where the binary is, a seed that is told, and a cluster it is installed in.
 
+#[expect(clippy::unwrap_used, reason = "helpers of tests: a panic is how a test fails")]
+pub mod callers;
 #[expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests: a panic is how a test fails")]
 pub mod installed;
+#[expect(clippy::unwrap_used, reason = "helpers of tests: a panic is how a test fails")]
+pub mod laptop;
 
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};

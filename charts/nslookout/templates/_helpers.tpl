@@ -17,7 +17,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- end }}
 
 {{- define "nslookout.image" -}}
-{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}
+{{- with .Values.image.digest }}{{ printf "%s@%s" $.Values.image.repository . }}{{ else }}{{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) }}{{ end }}
 {{- end }}
 
 {{- define "nslookout.pullSecrets" -}}
@@ -47,14 +47,16 @@ imagePullSecrets:
 {{ regexFind "[0-9]+$" . }}
 {{- end }}
 
-{{/* A pod's annotations: a changed configuration starts the pods anew; meshes leave them alone. */}}
+{{/* A pod's annotations: a changed configuration starts the pods anew; meshes leave them alone. The user's go over them:
+     each key is there once, or the API server's strict decoding refuses the pod. */}}
 {{- define "nslookout.podAnnotations" -}}
-checksum/config: {{ include "nslookout.config" .root | sha256sum }}
-linkerd.io/inject: disabled
-sidecar.istio.io/inject: "false"
-{{- with .more }}
-{{ toYaml . }}
+{{- $ours := dict "checksum/config" (include "nslookout.config" .root | sha256sum) "linkerd.io/inject" "disabled" "sidecar.istio.io/inject" "false" -}}
+{{- mergeOverwrite $ours (deepCopy .more) | toYaml -}}
 {{- end }}
+
+{{/* The labels of an object that has more of the user's; the chart's own stand. */}}
+{{- define "nslookout.labelsAnd" -}}
+{{- mergeOverwrite (deepCopy .more) (include "nslookout.labels" . | fromYaml) | toYaml -}}
 {{- end }}
 
 {{/* Linux nodes of the image's architectures that run real pods: virtual kubelets have no network of ours to look at. */}}

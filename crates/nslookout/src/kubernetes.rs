@@ -3,15 +3,18 @@
 //! The correlator alone asks it. `connect.rs` reaches it by address, `watches.rs` follows Services, EndpointSlices,
 //! pods and nodes, `source.rs` makes the inventory of them. `reviewer.rs` says who it is that shows a service account
 //! token, `authority.rs` keeps the certificate authority. `alertmanagers.rs` finds Alertmanagers by their Services,
-//! `pager.rs` says which of them need cluster DNS themselves.
+//! `pager.rs` says which of them need cluster DNS themselves. `refusals.rs` tells why an agent is not even started. From
+//! a laptop `laptop.rs` asks the correlator of a cluster.
 
 mod alertmanagers;
 mod authority;
 mod connect;
 mod health;
 mod jwks;
+pub mod laptop;
 mod notes;
 mod pager;
+mod refusals;
 mod reviewer;
 mod source;
 mod store;

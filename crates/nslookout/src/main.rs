@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use nslookout::kubernetes::laptop;
 use nslookout::{agent, alive, check, config::Config, correlator, explain, run, status::Status};
 use tokio::task::LocalSet;
 
@@ -78,13 +79,27 @@ enum Command {
         #[arg(long, default_value = nslookout::config::DEFAULT_SOCKET)]
         socket: PathBuf,
     },
-    /// The state of DNS as a running nslookout sees it.
+    /// The state of DNS as a running nslookout sees it: one on this machine, or the one in a cluster.
     ///
-    /// Example: nslookout status --api 127.0.0.1:9853
+    /// With --kubeconfig, --context or --namespace the cluster is asked, with --api that address. With none of them: the
+    /// nslookout of this machine (127.0.0.1:9853), and if none answers, the cluster of KUBECONFIG or ~/.kube/config. A
+    /// cluster is asked through the API server's port-forward; the host in the kubeconfig is resolved by this machine's
+    /// name servers, and credential plugins work.
+    ///
+    /// Example: nslookout status --context production
     Status {
         /// Address and port of its API.
-        #[arg(long, default_value_t = nslookout::config::DEFAULT_LISTEN)]
-        api: SocketAddr,
+        #[arg(long, value_parser = run::api_address, conflicts_with_all = ["kubeconfig", "context", "namespace"])]
+        api: Option<SocketAddr>,
+        /// The kubeconfig of the cluster; by default those of KUBECONFIG, or ~/.kube/config.
+        #[arg(long)]
+        kubeconfig: Option<PathBuf>,
+        /// A context of the kubeconfig; by default its current one.
+        #[arg(long)]
+        context: Option<String>,
+        /// Where nslookout is installed; by default `nslookout`, or else wherever its correlator is found.
+        #[arg(long, short)]
+        namespace: Option<String>,
     },
     /// What a cause means, what proves it, what mends it. Without a cause: the list.
     ///
@@ -172,10 +187,13 @@ async fn dispatch(cli: Cli) -> ExitCode {
             }
             Err(error) => fail(&format!("nobody answers: {error}")),
         },
-        Command::Status { api } => match run::ask_status(api).await {
-            Ok(status) => print_status(&status, cli.output),
-            Err(error) => fail(&format!("{error:#}")),
-        },
+        Command::Status { api, kubeconfig, context, namespace } => {
+            let cluster = laptop::Cluster { kubeconfig, context, namespace };
+            match ask_status(api, &cluster).await {
+                Ok(status) => print_status(&status, cli.output),
+                Err(error) => fail(&error),
+            }
+        }
         Command::Explain { cause: None } => {
             print!("{}", explain::list());
             ExitCode::SUCCESS
@@ -195,6 +213,24 @@ async fn dispatch(cli: Cli) -> ExitCode {
             }
         },
     }
+}
+
+/// The status of whom the arguments name; without any, of the nslookout here, or else of the kubeconfig's cluster.
+async fn ask_status(api: Option<SocketAddr>, cluster: &laptop::Cluster) -> Result<Status, String> {
+    if *cluster == laptop::Cluster::default() {
+        let here = run::ask_status(api.unwrap_or(nslookout::config::DEFAULT_LISTEN)).await;
+        match here {
+            Ok(status) => return Ok(status),
+            Err(error) if api.is_some() => return Err(format!("{error:#}")),
+            Err(error) if !laptop::has_kubeconfig() => {
+                return Err(format!("{error:#}; and no kubeconfig names a cluster to ask"));
+            }
+            Err(_) => {}
+        }
+    }
+    let answer = laptop::ask(cluster).await.map_err(|error| error.to_string())?;
+    eprintln!("asked {}", answer.by);
+    Ok(answer.status)
 }
 
 /// Runs a command that goes by a configuration.

@@ -27,6 +27,7 @@ pub struct Pipeline {
     profiles: BTreeMap<(String, String, bool), ProfileStatus>,
     lookups: usize,
     answered: usize,
+    begun: WallTime,
 }
 
 /// What one step of the pipeline brought.
@@ -68,6 +69,7 @@ impl Pipeline {
             profiles: BTreeMap::new(),
             lookups: 0,
             answered: 0,
+            begun: WallTime::now(),
         }
     }
 
@@ -123,6 +125,7 @@ impl Pipeline {
             schema: SCHEMA.into(),
             state: Status::state_of(&incidents, &coverage, lookups),
             at: crate::alerts::rfc3339(WallTime::now()),
+            since: Some(crate::alerts::rfc3339(self.begun)),
             incidents,
             lookups,
             profiles: self.profiles.values().cloned().collect(),

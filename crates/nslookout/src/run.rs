@@ -205,6 +205,16 @@ fn state(config: &Config, pipeline: &Pipeline, alerts: &Alerts, past: &Past) -> 
 /// Status and figures are written out at least so often, and at once when an incident changes.
 const PUBLISH: Duration = Duration::from_secs(1);
 
+/// Address and port of an API: "127.0.0.1:9853", "[::1]:9853", and "::1:9853", as a pod's `$(..._HOST):$(..._PORT)` gives it.
+pub fn api_address(text: &str) -> Result<SocketAddr, String> {
+    let bare = || {
+        let (address, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(address.parse().ok()?, port.parse().ok()?))
+    };
+    let parsed = text.parse().ok().or_else(bare);
+    parsed.ok_or_else(|| format!("{text:?} is no address with a port, as 127.0.0.1:9853"))
+}
+
 /// Asks a running nslookout for its status.
 pub async fn ask_status(api: SocketAddr) -> Result<Status> {
     let body = crate::http_client::get(api, "/api/v1/status", Duration::from_secs(3))

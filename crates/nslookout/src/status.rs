@@ -55,6 +55,9 @@ pub struct Status {
     pub state: State,
     /// When it was made, RFC 3339.
     pub at: String,
+    /// Since when its figures are counted, RFC 3339. None: whoever made it is older than this field.
+    #[serde(default)]
+    pub since: Option<String>,
     /// Open incidents, the gravest first.
     pub incidents: Vec<Incident>,
     /// Lookups since the start.
@@ -119,17 +122,18 @@ impl Status {
     /// The verdict as someone reads it who was just woken.
     pub fn verdict(&self) -> String {
         let mut out = String::new();
+        let LookupCount { made, answered } = self.lookups;
+        let since = self
+            .since
+            .as_deref()
+            .map_or_else(String::new, |since| format!(" since {}", day_and_clock(since)));
         match self.state {
             State::Healthy => {
-                out.push_str(&format!(
-                    "HEALTHY  {} of {} lookups answered\n",
-                    self.lookups.answered, self.lookups.made
-                ));
+                out.push_str(&format!("HEALTHY  {answered} of {made} lookups answered{since}\n"));
             }
-            State::Unknown => out.push_str(&format!(
-                "COULD NOT LOOK  {} lookups made, {} answered\n",
-                self.lookups.made, self.lookups.answered
-            )),
+            State::Unknown => {
+                out.push_str(&format!("COULD NOT LOOK  {made} lookups made, {answered} answered{since}\n"));
+            }
             State::Unhealthy => {}
         }
         for incident in &self.incidents {
@@ -139,9 +143,8 @@ impl Status {
             out.push('\n');
             out.push_str(&self.profile_table());
         }
-        // A verdict names its own gaps.
         let gaps = self.gaps();
-        if !gaps.is_empty() && self.incidents.is_empty() {
+        if !gaps.is_empty() {
             out.push_str("\n  could not be looked at\n");
             for gap in gaps {
                 out.push_str(&format!("    {gap}\n"));
@@ -177,10 +180,17 @@ impl Status {
         format!("{table}\n")
     }
 
+    /// A verdict names its own gaps.
+    fn is_told(&self, coverage: &Coverage) -> bool {
+        let mut gaps = self.incidents.iter().flat_map(|incident| &incident.not_seen);
+        gaps.any(|gap| (gap.observer, &gap.place) == (coverage.observer, &coverage.place))
+    }
+
     /// What could not be looked at, with the causes that it hides.
     fn gaps(&self) -> Vec<String> {
         self.coverage
             .iter()
+            .filter(|coverage| !self.is_told(coverage))
             .filter_map(|coverage| {
                 let why = match &coverage.state {
                     CoverageState::Looked { .. } => return None,
@@ -254,6 +264,12 @@ pub fn verdict(incident: &Incident) -> String {
     row("not seen", &not_seen);
     row("mend", &[incident.mend.clone(), format!("→ nslookout explain {}", incident.cause)]);
     out
+}
+
+/// "2026-05-04 14:03:07 UTC" of what RFC 3339 writes with T and fractions.
+fn day_and_clock(rfc3339: &str) -> String {
+    let whole = rfc3339.split(['.', 'Z']).next().unwrap_or_default();
+    format!("{} UTC", whole.replacen('T', " ", 1))
 }
 
 fn clock(at: WallTime) -> String {

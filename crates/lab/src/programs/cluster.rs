@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use crate::Error;
 use crate::programs::compiled::Compiled;
 use crate::programs::debian::Debian;
-use crate::programs::go::GoModule;
+use crate::programs::go::{GoModule, SourceModule};
 use crate::programs::{coredns, getaddrinfo_musl};
 
 /// The release that programs/kubernetes/go.mod pins.
@@ -17,6 +17,12 @@ pub const KUBERNETES_VERSION: &str = "1.34.4";
 
 /// The release that programs/helm/go.mod pins.
 pub const HELM_VERSION: &str = "3.19.0";
+
+/// The release that programs/helm4/go.mod pins.
+pub const HELM4_VERSION: &str = "4.2.4";
+
+/// The release of the Prometheus operator that programs/prometheus-operator/go.mod pins.
+pub const PROMETHEUS_OPERATOR_VERSION: &str = "0.85.0";
 
 /// All programs of a cluster, by their paths.
 #[derive(Debug, Clone)]
@@ -57,6 +63,32 @@ pub fn all() -> Result<ClusterPrograms, Error> {
         kubernetes: kubernetes().folder()?,
         helm: helm().folder()?,
     })
+}
+
+/// Helm of the next major version, by which charts are installed, too.
+pub fn helm4() -> Result<PathBuf, Error> {
+    let module = GoModule {
+        name: "helm",
+        version: HELM4_VERSION,
+        files: HELM4_MODULE,
+        packages: &["helm.sh/helm/v4/cmd/helm"],
+        ldflags: "-s -w".to_owned(),
+    };
+    Ok(module.folder()?.join("helm"))
+}
+
+/// The CRDs of the Prometheus operator that the chart makes objects of: PodMonitor and PrometheusRule.
+pub fn prometheus_operator_crds() -> Result<Vec<PathBuf>, Error> {
+    let folder = SourceModule {
+        name: "prometheus-operator",
+        version: PROMETHEUS_OPERATOR_VERSION,
+        module: "github.com/prometheus-operator/prometheus-operator",
+        files: PROMETHEUS_OPERATOR_MODULE,
+        kept: "example/prometheus-operator-crd",
+    }
+    .folder()?;
+    let file = |kind: &str| folder.join(format!("monitoring.coreos.com_{kind}.yaml"));
+    Ok(["podmonitors", "prometheusrules"].map(file).to_vec())
 }
 
 impl ClusterPrograms {
@@ -126,6 +158,17 @@ const HELM_MODULE: [(&str, &str); 3] = [
     ("tools.go", include_str!("../../programs/helm/tools.go")),
 ];
 
+const HELM4_MODULE: [(&str, &str); 3] = [
+    ("go.mod", include_str!("../../programs/helm4/go.mod")),
+    ("go.sum", include_str!("../../programs/helm4/go.sum")),
+    ("tools.go", include_str!("../../programs/helm4/tools.go")),
+];
+
+const PROMETHEUS_OPERATOR_MODULE: [(&str, &str); 2] = [
+    ("go.mod", include_str!("../../programs/prometheus-operator/go.mod")),
+    ("go.sum", include_str!("../../programs/prometheus-operator/go.sum")),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +179,10 @@ mod tests {
         assert!(KUBERNETES_MODULE.iter().any(|(_, text)| text.contains(&pinned)));
         let pinned = format!("helm.sh/helm/v3 v{HELM_VERSION}\n");
         assert!(HELM_MODULE.iter().any(|(_, text)| text.contains(&pinned)));
+        let pinned = format!("helm.sh/helm/v4 v{HELM4_VERSION}\n");
+        assert!(HELM4_MODULE.iter().any(|(_, text)| text.contains(&pinned)));
+        let pinned = format!("prometheus-operator v{PROMETHEUS_OPERATOR_VERSION}\n");
+        assert!(PROMETHEUS_OPERATOR_MODULE.iter().any(|(_, text)| text.contains(&pinned)));
     }
 
     #[test]

@@ -89,3 +89,47 @@ impl GoModule {
         Ok(())
     }
 }
+
+/// Files that come in a module's source and are not built.
+pub(super) struct SourceModule {
+    /// What the cache's folder and messages call it.
+    pub name: &'static str,
+    /// The release that the go.mod pins.
+    pub version: &'static str,
+    /// The module's path.
+    pub module: &'static str,
+    /// go.mod and go.sum.
+    pub files: [(&'static str, &'static str); 2],
+    /// The folder in the module whose files are kept.
+    pub kept: &'static str,
+}
+
+impl SourceModule {
+    /// The folder that holds the files.
+    pub fn folder(&self) -> Result<PathBuf, Error> {
+        cached(&format!("{}-{}", self.name, self.version), |beside| {
+            let module = beside.join("module");
+            fs::create_dir(&module).map_err(Error::file("make", &module))?;
+            for (file, text) in self.files {
+                let path = module.join(file);
+                fs::write(&path, text).map_err(Error::file("write", &path))?;
+            }
+            eprintln!("fetching {} {}", self.name, self.version);
+            let mut go = Command::new("go");
+            // What is fetched must have the sum of the committed go.sum.
+            go.args(["mod", "download", self.module]).current_dir(&module);
+            command::run(go.env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("GOFLAGS", ""), None)?;
+            let mut go = Command::new("go");
+            go.args(["list", "-mod=readonly", "-m", "-f", "{{.Dir}}", self.module]).current_dir(&module);
+            let fetched =
+                command::run(go.env("GOTOOLCHAIN", "local").env("GOWORK", "off").env("GOFLAGS", ""), None)?;
+            let kept = Path::new(fetched.trim()).join(self.kept);
+            for entry in fs::read_dir(&kept).map_err(Error::file("read", &kept))? {
+                let entry = entry.map_err(Error::file("read", &kept))?;
+                let to = beside.join(entry.file_name());
+                fs::copy(entry.path(), &to).map_err(Error::file("write", &to))?;
+            }
+            fs::remove_dir_all(&module).map_err(Error::file("remove", &module))
+        })
+    }
+}

@@ -19,7 +19,7 @@ use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
-use tower::{BoxError, ServiceExt, service_fn};
+use tower::{BoxError, Service, ServiceExt, service_fn};
 
 use crate::inventory::ClusterConfig;
 
@@ -106,7 +106,13 @@ pub async fn connect(config: &ClusterConfig) -> Result<ApiServer, ConnectError> 
 impl ApiServer {
     fn new(config: Config) -> Result<Self, ConnectError> {
         let address = config.cluster_url.authority().map_or_else(String::new, ToString::to_string);
-        let client = client(config).map_err(|error| ConnectError::Credentials(Box::new(error)))?;
+        let unresolved = service_fn(async |name: Name| {
+            Err::<Empty<SocketAddr>, _>(io::Error::other(format!(
+                "{name} is a name, and names are not resolved"
+            )))
+        });
+        let client =
+            client(config, unresolved).map_err(|error| ConnectError::Credentials(Box::new(error)))?;
         Ok(Self { client, address })
     }
 }
@@ -173,11 +179,14 @@ fn address(host: &str, said_by: &str) -> Result<IpAddr, ConnectError> {
 
 /// kube's own stack without its resolver, its retries (the watches have their own pauses, a heartbeat wants none) and
 /// its log line for each failure.
-fn client(config: Config) -> Result<Client, kube::Error> {
-    let unresolved = service_fn(async |name: Name| {
-        Err::<Empty<SocketAddr>, _>(io::Error::other(format!("{name} is a name, and names are not resolved")))
-    });
-    let mut tcp = HttpConnector::new_with_resolver(unresolved);
+pub(super) fn client<R>(config: Config, resolver: R) -> Result<Client, kube::Error>
+where
+    R: Service<Name> + Clone + Send + Sync + 'static,
+    R::Response: Iterator<Item = SocketAddr>,
+    R::Error: Into<BoxError>,
+    R::Future: Send,
+{
+    let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(CONNECT));

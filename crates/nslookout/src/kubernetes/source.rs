@@ -13,6 +13,7 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 
 use super::connect::{ApiServer, ConnectError, connect};
+use super::refusals::{self, Refused};
 use super::store::Store;
 use super::trouble::Trouble;
 use super::watches::{self, Kind, KnownPod, LONGEST_PAUSE, News};
@@ -25,7 +26,14 @@ use crate::inventory::{ClusterConfig, Teller, line};
 pub(crate) async fn follow(config: ClusterConfig, asked: NameServers, mut teller: Teller) {
     loop {
         let error = match connect(&config).await {
-            Ok(api) => return Source::new(api, asked, teller).run().await,
+            Ok(api) => {
+                let mut source = Source::new(api, asked, teller);
+                // Elsewhere than in a pod there is no namespace of its own.
+                if config.kubeconfig.is_none() {
+                    source.look_for_refusals();
+                }
+                return source.run().await;
+            }
             Err(error) => error,
         };
         // A file that is missing may come: a token is mounted a moment after the pod begins.
@@ -60,6 +68,8 @@ struct Source {
     trouble: BTreeMap<Kind, (Trouble, Instant)>,
     /// Why the API server doesn't answer, and how often in a row it didn't.
     silence: Option<(String, u32)>,
+    /// Agents that the cluster doesn't start.
+    refused: Vec<Refused>,
     /// Whether an inventory was published.
     known: bool,
     /// What changed since: endpoints, or names of pods and nodes alone.
@@ -91,12 +101,17 @@ impl Source {
             slices_watch: None,
             trouble: BTreeMap::new(),
             silence: None,
+            refused: Vec::new(),
             known: false,
             endpoints_changed: false,
             names_changed: false,
             not_before: Instant::now(),
             tell: true,
         }
+    }
+
+    fn look_for_refusals(&mut self) {
+        self.tasks.spawn(refusals::look(self.api.client.clone(), self.out.clone()));
     }
 
     async fn run(mut self) {
@@ -169,6 +184,10 @@ impl Source {
                     self.tell = true;
                 }
                 self.silence = Some((why, times));
+            }
+            News::Refused(refused) => {
+                self.tell |= self.refused != refused;
+                self.refused = refused;
             }
         }
     }
@@ -283,6 +302,11 @@ impl Source {
             let state = notes::no_coredns(namespace, name);
             let place = format!("{namespace}/{name}");
             lines.push(Coverage { observer: Observer::CorednsMetrics, place, state });
+        }
+        // Before all pods are known every node looks as if it had none.
+        if self.pods.is_listed() {
+            let running = self.pods.values().map(|known| &known.pod);
+            lines.extend(self.refused.iter().flat_map(|one| one.lines(self.nodes.values(), running.clone())));
         }
         lines
     }

@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::sleep;
 
+use super::refusals::Refused;
 use super::trouble::Trouble;
 use crate::inventory::objects::{RawNode, RawPod, Service, Slice};
 
@@ -81,6 +82,8 @@ pub(super) enum News {
     Node(Change<Node>),
     Failed(Kind, Trouble),
     Beat(Result<(), String>),
+    /// Agents that the cluster doesn't start.
+    Refused(Vec<Refused>),
 }
 
 /// A pod, and whether it is a CoreDNS.
