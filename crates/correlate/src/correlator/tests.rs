@@ -303,6 +303,26 @@ fn a_server_that_was_told_to_leave_may_fall_silent() {
 }
 
 #[test]
+fn until_all_senders_have_come_back_nothing_likely_is_taken_and_nothing_is_lost() {
+    let mut bench = Bench::new();
+    bench.correlator.settle(bench.now.plus(Duration::from_secs(15)));
+    for id in 0..4 {
+        bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
+        bench.silent(10 + id, "10.96.0.10:53", ServerRole::Service);
+    }
+    bench.wait(14);
+    assert!(bench.correlator.incidents().is_empty());
+    assert_eq!(bench.correlator.counts().count(), 0);
+    bench.wait(3);
+    assert_eq!(bench.correlator.incidents()[0].cause, "server-silent");
+    assert_eq!(bench.correlator.counts().map(|(_, _, n)| n).sum::<u64>(), 8);
+    let mut bench = Bench::new();
+    bench.correlator.settle(bench.now.plus(Duration::from_secs(15)));
+    bench.send(vec![dropped("node-a")], vec![]);
+    assert!(matches!(bench.wait(2).as_slice(), [Change::Opened(_), ..]), "a proof needs nobody else");
+}
+
+#[test]
 fn few_symptoms_without_a_cause_are_counted_and_many_open_an_incident() {
     let mut bench = Bench::new();
     for id in 0..4 {

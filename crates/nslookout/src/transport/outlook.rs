@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use evidence::wire::{Answer, Outlook};
 use evidence::{Inventory, Pod};
@@ -29,7 +29,14 @@ struct Index {
 impl Outlooks {
     /// Of an inventory that is true now.
     pub fn new(inventory: watch::Receiver<Arc<Inventory>>) -> Self {
-        Self { inventory, confirmed: Mutex::new(Instant::now()), index: Mutex::default() }
+        Self::aged(inventory, Duration::ZERO)
+    }
+
+    /// Of an inventory that was true so long ago.
+    pub fn aged(inventory: watch::Receiver<Arc<Inventory>>, age: Duration) -> Self {
+        let now = Instant::now();
+        let confirmed = Mutex::new(now.checked_sub(age).unwrap_or(now));
+        Self { inventory, confirmed, index: Mutex::default() }
     }
 
     /// The inventory's source has just said that it is as it was told last.

@@ -8,7 +8,10 @@
     reason = "a panic is how a test fails"
 )]
 
+mod alertmanagers;
 mod control_plane;
 mod inventory;
 mod objects;
+#[path = "../alertmanager/program.rs"]
+mod program;
 mod tokens;

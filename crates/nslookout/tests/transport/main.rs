@@ -12,6 +12,7 @@
 
 mod refusals;
 mod site;
+mod years;
 
 use std::time::Duration;
 
