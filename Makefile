@@ -25,7 +25,7 @@ IMAGE_ARCH := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)
 # Its own storage beside the caches: no driver of the host's, nothing of the host's images.
 BUILDAH := buildah --root $(CACHE)/buildah --runroot $(CACHE)/buildah-run --storage-driver vfs
 
-.PHONY: help setup build lint advisories image programs cluster-programs test demo bench cluster-up cluster-down clean-cache root
+.PHONY: help setup build lint advisories image programs cluster-programs test demo demo-cluster bench cluster-up cluster-down clean-cache root
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -92,6 +92,9 @@ image: build ## target/nslookout-image.tar, an OCI archive: the static binary FR
 
 demo: build root programs ## real faults on a real network, one after the other, and what nslookout says of each
 	$(SUDO) $(LAB) demo --nslookout $(TARGET)/release/nslookout
+
+demo-cluster: build root cluster-programs ## the same in a real Kubernetes, with nslookout as Helm installs it
+	$(SUDO) $(LAB) demo-cluster --nslookout $(TARGET)/release/nslookout
 
 bench: build root programs ## time from fault to Alertmanager, memory and CPU of `run`
 	$(SUDO) $(LAB) bench --nslookout $(TARGET)/release/nslookout

@@ -234,7 +234,7 @@ fn applied_by_kubectl_without_node_agents(installed: &Installed) {
     let objects = template(installed, "nslookout", &["--skip-tests", "--set=node.enabled=false"]);
     apply(installed, &[], &objects);
     installed.wait_for("all but the node agents run under PodSecurity restricted", |status| {
-        let probes = |node| is(status, "prober", node, "looked").is_some();
+        let probes = |node: &&str| is(status, "prober", node, "looked").is_some();
         status.state == "healthy" && NODES.iter().all(probes)
     });
     let mut delete = installed.cluster.kubectl();

@@ -6,13 +6,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::command;
-use lab::kubernetes::image::Image;
-use lab::kubernetes::{Cluster, Options, Raised, progress};
+pub use lab::kubernetes::product::NAMESPACE;
+use lab::kubernetes::{Options, Raised, progress};
 use lab::programs;
 use lab::trial::{Incident, OBSERVERS, Status};
 
-/// Where the tests install it, as an argument of kubectl and helm.
-pub const NAMESPACE: &str = "--namespace=nslookout";
 /// Its nodes, as a cluster of two has them.
 pub const NODES: [&str; 2] = ["node-a", "node-b"];
 
@@ -31,7 +29,7 @@ impl Installed {
     pub fn raise(options: &Options) -> Self {
         let helm = programs::cluster::all().unwrap().helm.join("helm");
         let cluster = Raised::up(options, &mut progress()).unwrap();
-        load_image(&cluster, env!("CARGO_PKG_VERSION"));
+        cluster.load_nslookout(&crate::nslookout(), env!("CARGO_PKG_VERSION")).unwrap();
         cluster.run(&["create", "namespace", "nslookout"]).unwrap();
         Self { cluster, helm }
     }
@@ -44,7 +42,7 @@ impl Installed {
 
     /// The same image under another tag, as a newer release would be.
     pub fn load_image_as(&self, tag: &str) {
-        load_image(&self.cluster, tag);
+        self.cluster.load_nslookout(&crate::nslookout(), tag).unwrap();
     }
 
     /// Waits until nothing of nslookout is in the cluster but its namespace.
@@ -70,15 +68,8 @@ impl Installed {
     /// close soon.
     #[must_use]
     pub fn helm_install(&self, more: &[&str]) -> Command {
-        let mut helm = self.helm();
-        helm.arg("install").arg("nslookout").arg(chart()).args([NAMESPACE, "--wait", "--timeout=180s"]);
-        helm.args([
-            "--set",
-            "image.repository=docker.io/library/nslookout",
-            "--set",
-            "image.pullPolicy=Never",
-        ]);
-        helm.args(["--set", "config.correlate.closeAfter=5s"]).args(more);
+        let mut helm = self.cluster.helm_install(&self.helm, &chart());
+        helm.args(more);
         helm
     }
 
@@ -190,14 +181,4 @@ fn looks(status: &Status, observer: &str, place: &str) -> bool {
     let mut lines = status.coverage.iter();
     lines
         .any(|line| is(line, "observer", observer) && is(line, "place", place) && is(line, "state", "looked"))
-}
-
-/// The image as `make image` makes it, of the binary that the tests use.
-fn load_image(cluster: &Cluster, tag: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let (binary, archive) = (folder.path().join("nslookout"), folder.path().join("image.tar"));
-    command::run(Command::new("strip").arg("-o").args([&binary, &crate::nslookout()]), None).unwrap();
-    let image = Image::new(format!("docker.io/library/nslookout:{tag}"));
-    image.file("nslookout", binary).entrypoint(&["/nslookout"]).write(&archive).unwrap();
-    cluster.load_image(&archive).unwrap();
 }

@@ -188,6 +188,7 @@ mod tests {
             address: address.parse().unwrap(),
             node: None,
             serving,
+            leaving: false,
         };
         Inventory {
             endpoints: vec![endpoint("10.244.1.20:5353", true), endpoint("10.244.2.20:5353", false)],

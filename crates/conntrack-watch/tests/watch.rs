@@ -54,7 +54,13 @@ impl Watch {
 }
 
 fn inventory(serving: bool) -> Inventory {
-    let endpoint = |text: &str| Endpoint { name: text.into(), address: address(text), node: None, serving };
+    let endpoint = |text: &str| Endpoint {
+        name: text.into(),
+        address: address(text),
+        node: None,
+        serving,
+        leaving: false,
+    };
     Inventory {
         service: DnsService {
             name: "kube-dns".into(),

@@ -67,7 +67,13 @@ fn free_port() -> u16 {
 fn inventory(servers: &[SocketAddr]) -> Arc<Inventory> {
     let endpoints = servers
         .iter()
-        .map(|address| Endpoint { name: address.to_string(), address: *address, node: None, serving: true })
+        .map(|address| Endpoint {
+            name: address.to_string(),
+            address: *address,
+            node: None,
+            serving: true,
+            leaving: false,
+        })
         .collect();
     Arc::new(Inventory { endpoints, ..Inventory::default() })
 }

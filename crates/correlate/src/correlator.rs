@@ -200,6 +200,10 @@ impl Correlator {
     fn learn_attempt(&mut self, node: &str, clock: ClockReading, attempt: &Attempt, now: WallTime) {
         let Some(failure) = Failure::of(attempt) else { return };
         let at = clock.wall_of(attempt.sent);
+        // A prober hears only some seconds later that a server was told to leave. No application asks one directly.
+        if attempt.role == ServerRole::Direct && self.view.was_leaving(&attempt.server, at) {
+            return;
+        }
         let query =
             Query { source: attempt.source, id: attempt.query_id, name: attempt.name.clone(), sent: at };
         let known = self.symptoms.iter_mut().find_map(|symptom| match &mut symptom.kind {

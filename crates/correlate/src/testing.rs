@@ -18,6 +18,7 @@ pub(crate) fn inventory(serving: &[&str]) -> Inventory {
         address: address.parse().unwrap(),
         node: None,
         serving: true,
+        leaving: false,
     };
     Inventory {
         service: DnsService {

@@ -58,6 +58,8 @@ pub(crate) struct View {
     pub direct: Servers,
     /// When each address stopped being a serving endpoint.
     departed: BTreeMap<SocketAddr, WallTime>,
+    /// When each address was told to leave; some serve on for a while.
+    leaving: BTreeMap<SocketAddr, WallTime>,
     /// Spans in which the Service had no serving endpoint; the last one may be open.
     empty: VecDeque<(WallTime, Option<WallTime>)>,
     /// Addresses outside the inventory that answer new flows: the inventory is old, not the mapping.
@@ -88,6 +90,8 @@ impl View {
         self.totals.retain(|_, readings| !readings.is_empty());
         self.samples.retain(|_, readings| !readings.is_empty());
         self.departed.retain(|_, at| *at >= self.now.minus(DEPARTED_KEPT));
+        let listed: BTreeSet<_> = self.inventory.endpoints.iter().map(|e| e.address).collect();
+        self.leaving.retain(|server, at| listed.contains(server) || *at >= self.now.minus(DEPARTED_KEPT));
         self.alive.retain(|_, at| *at >= horizon);
         trim(&mut self.empty, MOST_READINGS, |(_, end)| end.is_none_or(|end| end >= horizon));
         self.direct.forget(horizon);
@@ -103,6 +107,13 @@ impl View {
         }
         for here in &after {
             self.departed.remove(here);
+        }
+        for endpoint in &self.inventory.endpoints {
+            if endpoint.leaving {
+                self.leaving.entry(endpoint.address).or_insert(at);
+            } else {
+                self.leaving.remove(&endpoint.address);
+            }
         }
         let is_empty = after.is_empty();
         match self.empty.back_mut() {
@@ -165,6 +176,11 @@ impl View {
     /// Addresses of endpoints that serve.
     pub fn serving(&self) -> BTreeSet<SocketAddr> {
         self.inventory.endpoints.iter().filter(|e| e.serving).map(|e| e.address).collect()
+    }
+
+    /// Whether this server had been told to leave at that time. What is asked of it then may meet nobody.
+    pub fn was_leaving(&self, server: &SocketAddr, at: WallTime) -> bool {
+        self.leaving.get(server).is_some_and(|since| at >= *since)
     }
 
     /// Servers (pods) that serve, each with its addresses, IPv4 first.

@@ -29,6 +29,10 @@ pub struct Endpoint {
     pub node: Option<String>,
     /// Whether it serves (EndpointSlice conditions.serving, or ready).
     pub serving: bool,
+    /// Whether it was told to leave (EndpointSlice conditions.terminating). It may serve on for a while; new queries are
+    /// sent to others. Where it ends nobody is to wonder that it is silent.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// A pod, for naming the one who suffers.

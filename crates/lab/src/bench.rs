@@ -17,17 +17,18 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
     let lab = Lab::up(&Options::new("bench", seed))?;
     let site: &Site = &lab;
     let mut trial = Trial::start(site, binary)?;
+    let pid = trial.pid().unwrap_or_default();
     let seconds = SPAN.as_secs();
     println!("| nslookout run, two nodes, default settings | |\n|---|---|");
     let rest = || {
         thread::sleep(SPAN);
         Ok(())
     };
-    let first = Cost::of(trial.pid(), rest)?;
+    let first = Cost::of(pid, rest)?;
     println!("| CPU in the first {seconds} s | {:.2} % of a core |", first.cpu_percent);
-    let calm = Cost::of(trial.pid(), rest)?;
+    let calm = Cost::of(pid, rest)?;
     println!("| CPU, calm, over {seconds} s | {:.2} % of a core |", calm.cpu_percent);
-    let changing = Cost::of(trial.pid(), || change_endpoints(site))?;
+    let changing = Cost::of(pid, || change_endpoints(site))?;
     println!(
         "| CPU while endpoints change every {} s, over {seconds} s | {:.2} % of a core |",
         CHANGE.as_secs(),
@@ -49,7 +50,7 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
             runs.push(run);
         }
     }
-    let peak = status_field(trial.pid(), "VmHWM:")?;
+    let peak = status_field(pid, "VmHWM:")?;
     println!("| peak resident memory, over all faults | {:.1} MiB |\n", peak / 1024.0);
     println!("| fault | cause | fault to Alertmanager, median s | worst s | right |\n|---|---|---|---|---|");
     for fault in &faults {

@@ -1,14 +1,17 @@
 //! `lab demo`: each fault goes in for real, and what nslookout makes of it is shown as it happens.
 
+pub mod cluster;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::alertmanager::Alert;
 use crate::faults::{self, Active, Choice, Fault, Scope};
+use crate::process::wait_until;
 use crate::trial::kernel::{dropped_by_rules, refused_by_full_table, still_sending};
-use crate::trial::{Judgement, Span, Trial, explains_others};
+use crate::trial::{Judgement, Span, Trial, explains_others, wrong_alerts, wrong_calls};
 use crate::{Error, Lab, Options, Site};
 
 /// One fault's way from injection to Alertmanager.
@@ -24,6 +27,8 @@ pub struct Run {
     pub alert_after: Duration,
     /// The alert as Alertmanager has it.
     pub alert: Option<Alert>,
+    /// Till Alertmanager had called its webhook, where it has one and can find it.
+    pub called_after: Option<Duration>,
     /// What was wrong, if anything.
     pub wrong: Vec<String>,
     /// Symptoms of other causes over the span: few, none of them certain, none told as an incident.
@@ -60,7 +65,7 @@ pub struct Counted {
     pub still_sending: BTreeSet<String>,
 }
 
-/// Runs the faults one after the other and shows all of it. True if each verdict was right.
+/// Runs the faults on the miniature one after the other and shows all of it. True if each verdict was right.
 pub fn demo(binary: &Path, only: &[String], seed: u64) -> Result<bool, Error> {
     let faults = chosen(only)?;
     let start = Instant::now();
@@ -76,6 +81,15 @@ pub fn demo(binary: &Path, only: &[String], seed: u64) -> Result<bool, Error> {
     println!("starting nslookout ...");
     let mut trial = Trial::start(site, binary)?;
     println!("  it looks everywhere, every lookup is answered after {:.1} s", start.elapsed().as_secs_f64());
+    let right = show_all(&mut trial, &faults, seed)?;
+    println!("{:.0} s in all", start.elapsed().as_secs_f64());
+    drop(trial);
+    lab.down()?;
+    Ok(right)
+}
+
+/// One fault after the other, then a table of all. True if each verdict was right.
+fn show_all(trial: &mut Trial, faults: &[&'static Fault], seed: u64) -> Result<bool, Error> {
     let mut runs = Vec::new();
     for (i, fault) in faults.iter().enumerate() {
         println!(
@@ -86,9 +100,9 @@ pub fn demo(binary: &Path, only: &[String], seed: u64) -> Result<bool, Error> {
             fault.name,
             fault.title
         );
-        let choice = probed(site, fault, seed.wrapping_add(i as u64));
-        let calm_from = std::cell::Cell::new(start);
-        runs.push(one(&mut trial, fault, &choice, |run| {
+        let choice = probed(&trial.site, fault, seed.wrapping_add(i as u64));
+        let calm_from = std::cell::Cell::new(Instant::now());
+        runs.push(one(trial, fault, &choice, |run| {
             show(run);
             calm_from.set(Instant::now());
         })?);
@@ -96,9 +110,6 @@ pub fn demo(binary: &Path, only: &[String], seed: u64) -> Result<bool, Error> {
     }
     println!("\n{}", "─".repeat(100));
     print_table(&runs);
-    println!("{:.0} s in all", start.elapsed().as_secs_f64());
-    drop(trial);
-    lab.down()?;
     Ok(runs.iter().all(|run| run.wrong.is_empty()))
 }
 
@@ -110,16 +121,30 @@ pub fn one(
     choice: &Choice,
     show: impl FnOnce(&Run),
 ) -> Result<Run, Error> {
-    let site = trial.site;
+    trial.draw_anew()?;
+    let site = &trial.site.clone();
     let mut span = Span::new(fault, trial.status()?);
     let refused = refused_by_node(site)?;
-    let (start, from) = (Instant::now(), SystemTime::now());
+    let calls = trial.told_since(0).len();
+    let from = SystemTime::now();
     let active = fault.on(site, choice)?;
+    let prepared = UNIX_EPOCH + Duration::from_millis(active.began_unix_ms);
+    let start =
+        Instant::now().checked_sub(prepared.elapsed().unwrap_or_default()).unwrap_or_else(Instant::now);
     let what = format!("{} is named", fault.expected.cause);
     let named = trial.wait_for(&what, LONGEST, |status| span.see(status));
     let verdict = start.elapsed();
     let alert = named.and_then(|_| trial.wait_for_alert(fault.expected.cause, LONGEST));
     let alert_after = start.elapsed();
+    // The one name server that could tell where the webhook is, is the one that fails.
+    let callable = trial.webhook.is_some() && active.servers != ["upstream"];
+    let told = |trial: &Trial, status: &str| {
+        let own = |name: &String| name == fault.expected.cause;
+        let mut told = trial.told_since(calls).into_iter();
+        told.any(|one| one.status == status && one.labels.get("cause").is_some_and(own))
+    };
+    let called_after =
+        callable.then(|| wait_until(LONGEST, || told(trial, "firing")).then(|| start.elapsed()));
     // A moment more, so that the figures of the verdict are those of a second and not of the first packet. A lookup
     // that fails takes a second to be one, so what is explained may come later still.
     let settled = trial.wait_for("the incident stands", EXPLAINED, |status| {
@@ -152,10 +177,17 @@ pub fn one(
         span: (from, from),
         active,
         alert: None,
+        called_after: called_after.flatten(),
     };
     match alert {
         Ok(alert) => run.alert = Some(alert),
         Err(error) => run.wrong.push(error.to_string()),
+    }
+    if site.cluster.is_some() {
+        run.wrong.extend(wrong_alerts(fault, &run.active, &site.alertmanager.alerts()?));
+    }
+    if callable && run.called_after.is_none() {
+        run.wrong.push("the webhook was not called".to_owned());
     }
     show(&run);
     // What is told was counted before it was told, so the rule's own counter can't be behind it.
@@ -174,6 +206,12 @@ pub fn one(
         status.incidents.is_empty()
     })?;
     run.span.1 = SystemTime::now();
+    if callable {
+        // That it is over is told, too; then nothing of this incident comes any more.
+        let wrong = || wrong_calls(&trial.told_since(calls), fault.expected.cause);
+        wait_until(TOLD, || wrong().is_empty());
+        run.wrong.extend(wrong());
+    }
     run.counted.refused = match &run.active.node {
         Some(node) => rise(&refused, &refused_by_node(site)?, node),
         None => 0,
@@ -199,8 +237,13 @@ fn rise(before: &ByNode, after: &ByNode, node: &str) -> u64 {
 }
 
 /// Where only the prober sends DNS, a fault of one pod has to befall a pod that it probes from; where every pod
-/// makes lookups of its own, the seed may choose any.
+/// makes lookups of its own, the seed may choose any. In a cluster a node is the last one: the correlator is there, and
+/// Alertmanager, which must open a connection for each call, is not.
 pub fn probed(site: &Site, fault: &Fault, seed: u64) -> Choice {
+    if site.cluster.is_some() {
+        let node = site.nodes.last().filter(|_| fault.expected.scope == Scope::Node);
+        return Choice { seed, node: node.map(|node| node.name.clone()), ..Choice::default() };
+    }
     let vantages = crate::trial::vantages(site);
     let index = usize::try_from(seed).unwrap_or_default() % vantages.len().max(1);
     let pod = vantages.get(index).filter(|_| fault.expected.scope == Scope::Pod).map(|pod| pod.name.clone());
@@ -208,8 +251,11 @@ pub fn probed(site: &Site, fault: &Fault, seed: u64) -> Choice {
 }
 
 fn show(run: &Run) {
+    let called = run
+        .called_after
+        .map_or_else(String::new, |after| format!(", its webhook called after {:.1} s", after.as_secs_f64()));
     println!(
-        "  injected, named after {:.1} s, with Alertmanager after {:.1} s\n",
+        "  injected, named after {:.1} s, with Alertmanager after {:.1} s{called}\n",
         run.verdict.as_secs_f64(),
         run.alert_after.as_secs_f64()
     );
@@ -268,4 +314,5 @@ fn indented(text: &str) -> String {
 const LONGEST: Duration = Duration::from_secs(60);
 const SETTLE: Duration = Duration::from_secs(1);
 const EXPLAINED: Duration = Duration::from_secs(10);
+const TOLD: Duration = Duration::from_secs(10);
 const CALM: Duration = Duration::from_secs(60);

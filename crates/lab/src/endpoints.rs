@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
@@ -72,7 +73,50 @@ impl Site {
         }
     }
 
-    /// Changes who is behind the Service: every node's rules change, then the inventory, then UDP entries that lead
+    /// No server serves any more: none of the miniature's is ready, a cluster's CoreDNS is scaled to nothing.
+    pub(crate) fn no_server_serves(&self) -> Result<(), Error> {
+        match &self.cluster {
+            Some(cluster) => cluster.no_server_serves(),
+            None => {
+                let all = self.servers.iter().map(|server| server.name.clone()).collect();
+                self.change_endpoints(|endpoints| endpoints.unready = all)
+            }
+        }
+    }
+
+    /// As in a cluster: first the Service forgets the server, then the server ends. This node's kube-proxy doesn't
+    /// delete the entries that lead to it: a cluster's is stopped.
+    pub(crate) fn lose_server(&self, server: &Server, node: &str) -> Result<(), Error> {
+        if let Some(cluster) = &self.cluster {
+            return cluster.lose_server(server, node);
+        }
+        self.change_endpoints(|endpoints| {
+            endpoints.gone.insert(server.name.clone());
+            endpoints.uncleaned = Some(Uncleaned { node: node.to_owned(), server: server.name.clone() });
+        })?;
+        server.daemon.kill()
+    }
+
+    /// All that a fault took out of the Service is behind it again. A cluster has new servers in the place of old ones.
+    pub(crate) fn all_servers_serve(&self) -> Result<(), Error> {
+        match &self.cluster {
+            Some(cluster) => cluster.all_servers_serve(),
+            None => self.change_endpoints(Endpoints::heal),
+        }
+    }
+
+    /// A server that has ended runs again; in a cluster its Deployment sees to that.
+    pub(crate) fn start_server(&self, server: &Server, deadline: Duration) -> Result<(), Error> {
+        if self.cluster.is_some() {
+            return Ok(());
+        }
+        if server.daemon.id().is_none() {
+            server.daemon.start()?;
+        }
+        server.wait_till_answers(deadline)
+    }
+
+    /// Changes who is behind the miniature's Service: every node's rules change, then the inventory, then UDP entries that lead
     /// elsewhere are deleted on each node. As kube-proxy 1.34 does, none are deleted while there are no endpoints at
     /// all: they go when endpoints come back.
     pub fn change_endpoints(&self, change: impl FnOnce(&mut Endpoints)) -> Result<(), Error> {

@@ -74,6 +74,8 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// The same in a real Kubernetes, with nslookout as Helm installs it.
+    DemoCluster(demo::cluster::Shown),
     /// Measure: from fault to Alertmanager, memory and CPU of `nslookout run`.
     Bench {
         /// The nslookout binary.
@@ -161,6 +163,10 @@ fn with_labs(task: Task) -> Result<ExitCode, Error> {
         Task::Bench { nslookout, fault, times, seed } => {
             let seed = seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
             let right = bench::bench(&nslookout, &fault, times, seed)?;
+            Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::DemoCluster(shown) => {
+            let right = demo::cluster::demo(&shown)?;
             Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Task::Cluster(command) => command.run(),

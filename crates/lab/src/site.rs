@@ -13,6 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::Journal;
+use crate::kubernetes::Cluster;
 use crate::miniature::coredns;
 use crate::process::{Daemon, ProcessId};
 use crate::{Error, command, dns, journal};
@@ -46,6 +47,9 @@ pub struct Site {
     pub lan: PathBuf,
     /// Alertmanager, in the monitor namespace.
     pub alertmanager: Alertmanager,
+    /// The real cluster that this is a view of; none: the miniature.
+    #[serde(default)]
+    pub cluster: Option<Box<Cluster>>,
 }
 
 /// A namespace that stands for a node: it routes its pods and has kube-proxy's rules.

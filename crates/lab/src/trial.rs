@@ -1,8 +1,8 @@
 //! A lab under the eyes of nslookout: does a fault that goes in come out as the right verdict?
 //!
-//! nslookout runs as a process of its own in the monitor namespace and is told nothing but its configuration and
-//! the inventory file; its answers are read the way a user reads them, by `nslookout status` and from the real
-//! Alertmanager. The demo, the benchmark and the end-to-end tests are all made of this.
+//! On the miniature nslookout runs as a process of its own in the monitor namespace and is told nothing but its
+//! configuration and the inventory file; in a real cluster it runs as Helm installed it. Its answers are read the way a
+//! user reads them, by `nslookout status` and from the real Alertmanager. The demo, the benchmark and the end-to-end tests are all made of this.
 
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,37 +14,60 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::alertmanager::{Alert, http_get};
+use crate::kubernetes::webhook::{Told, Webhook};
+use crate::kubernetes::{Cluster, product};
 use crate::process::ProcessId;
 use crate::site::Pod;
 use crate::{Error, Site};
 
 pub use judgement::{Judgement, Span, explains_others};
 pub use status::{Incident, OBSERVERS, Status, Suffers, Symptoms};
+pub use told::{wrong_alerts, wrong_calls};
 
 mod judgement;
 pub mod kernel;
 mod status;
+mod told;
 
 /// nslookout at work on a site.
 #[derive(Debug)]
-pub struct Trial<'a> {
-    /// The site it looks at.
-    pub site: &'a Site,
+pub struct Trial {
+    /// The site it looks at; of a real cluster as it was when it was last drawn.
+    pub site: Site,
     /// The nslookout binary.
     binary: PathBuf,
-    process: Child,
-    /// What it said.
-    pub log: PathBuf,
+    runs: Runs,
+    /// Who is called by Alertmanager, where it calls anybody.
+    pub webhook: Option<Webhook>,
 }
 
-impl<'a> Trial<'a> {
+/// How nslookout runs.
+#[derive(Debug)]
+enum Runs {
+    /// In one process of the lab's, with the file of what it said.
+    Process(Child, PathBuf),
+    /// In parts, installed in a cluster; with the namespace of the correlator's pod.
+    Installed(Box<Cluster>, PathBuf),
+}
+
+impl Trial {
+    /// nslookout that is installed in a cluster, together with Alertmanager, which calls this webhook. Waits till all
+    /// its observers look and lookups are answered.
+    pub fn installed(cluster: &Cluster, binary: &Path, webhook: Webhook) -> Result<Self, Error> {
+        let runs = Runs::Installed(Box::new(cluster.clone()), PathBuf::new());
+        let mut trial =
+            Self { site: cluster.site()?, binary: binary.to_owned(), runs, webhook: Some(webhook) };
+        trial.wait_till_ready(&[])?;
+        Ok(trial)
+    }
+
     /// Starts nslookout on the site and waits till all its observers look and lookups are answered.
-    pub fn start(site: &'a Site, binary: &Path) -> Result<Self, Error> {
+    pub fn start(site: &Site, binary: &Path) -> Result<Self, Error> {
         Self::start_with(site, binary, "", &[])
     }
 
     /// The same with more configuration, as YAML, by which these observers (of [`OBSERVERS`]) can't look.
-    pub fn start_with(site: &'a Site, binary: &Path, more: &str, blind: &[&str]) -> Result<Self, Error> {
+    pub fn start_with(site: &Site, binary: &Path, more: &str, blind: &[&str]) -> Result<Self, Error> {
         let config = site.dir.join("nslookout.yaml");
         fs::write(&config, configuration(site) + more).map_err(Error::file("write", &config))?;
         let log = site.dir.join("nslookout.log");
@@ -54,17 +77,28 @@ impl<'a> Trial<'a> {
         command.args(["run", "--config"]).arg(&config).env("NSLOOKOUT_LOG", "info");
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let process = spawn(&mut command)?;
-        let mut trial = Self { site, binary: binary.to_owned(), process, log };
-        trial.wait_for(
-            "nslookout looks everywhere and every lookup is answered",
-            READY_WITHIN,
-            |status| {
-                let looking = status.looking();
-                let ready = OBSERVERS.iter().all(|name| blind.contains(name) || looking.contains(name));
-                status.state == "healthy" && ready
-            },
-        )?;
+        let runs = Runs::Process(process, log);
+        let mut trial = Self { site: site.clone(), binary: binary.to_owned(), runs, webhook: None };
+        trial.wait_till_ready(blind)?;
         Ok(trial)
+    }
+
+    /// A real cluster's pods may be others than before.
+    pub fn draw_anew(&mut self) -> Result<(), Error> {
+        if let Runs::Installed(cluster, _) = &self.runs {
+            self.site = cluster.site()?;
+        }
+        Ok(())
+    }
+
+    fn wait_till_ready(&mut self, blind: &[&str]) -> Result<(), Error> {
+        let what = "nslookout looks everywhere and every lookup is answered";
+        let ready = |status: &Status| {
+            let looking = status.looking();
+            let all = OBSERVERS.iter().all(|name| blind.contains(name) || looking.contains(name));
+            status.state == "healthy" && all
+        };
+        self.wait_for(what, READY_WITHIN, ready).map(drop)
     }
 
     /// What nslookout says now.
@@ -78,9 +112,12 @@ impl<'a> Trial<'a> {
         self.ask("table")
     }
 
-    /// The process id of nslookout.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
+    /// The process id of nslookout, where it runs in one process.
+    pub fn pid(&self) -> Option<u32> {
+        match &self.runs {
+            Runs::Process(process, _) => Some(process.id()),
+            Runs::Installed(..) => None,
+        }
     }
 
     /// Waits till the status is as wanted; the error shows the last one.
@@ -92,7 +129,9 @@ impl<'a> Trial<'a> {
     ) -> Result<Status, Error> {
         let start = Instant::now();
         loop {
-            if let Ok(Some(code)) = self.process.try_wait() {
+            if let Runs::Process(process, _) = &mut self.runs
+                && let Ok(Some(code)) = process.try_wait()
+            {
                 return Err(Error::NotRunning { name: format!("nslookout ({code})"), log: self.log_tail() });
             }
             let last = match self.status() {
@@ -130,6 +169,12 @@ impl<'a> Trial<'a> {
         }
     }
 
+    /// What the webhook was told after the first `before` calls.
+    pub fn told_since(&self, before: usize) -> Vec<Told> {
+        let told = self.webhook.as_ref().map(Webhook::told).unwrap_or_default();
+        told.into_iter().skip(before).collect()
+    }
+
     /// Waits till no incident is open.
     pub fn wait_till_calm(&mut self, deadline: Duration) -> Result<Status, Error> {
         self.wait_for("no incident is open", deadline, |status| status.incidents.is_empty())
@@ -137,12 +182,29 @@ impl<'a> Trial<'a> {
 
     /// The end of its log.
     pub fn log_tail(&self) -> String {
-        let text = fs::read_to_string(&self.log).unwrap_or_default();
-        crate::command::tail(&text, 2000).to_owned()
+        let text = match &self.runs {
+            Runs::Process(_, log) => fs::read_to_string(log),
+            Runs::Installed(cluster, _) => {
+                let words = ["logs", product::NAMESPACE, "deploy/nslookout-correlator", "--tail=20"];
+                Ok(cluster.run(&words).unwrap_or_else(|error| error.to_string()))
+            }
+        };
+        crate::command::tail(&text.unwrap_or_default(), 2000).to_owned()
     }
 
-    fn ask(&self, output: &str) -> Result<String, Error> {
-        let mut command = self.site.command_in(&self.site.monitor, false, &self.binary.display().to_string());
+    fn ask(&mut self, output: &str) -> Result<String, Error> {
+        let netns = match &mut self.runs {
+            Runs::Process(..) => &self.site.monitor,
+            Runs::Installed(cluster, netns) => {
+                // Where the node's table is full, `kubectl exec` gets no connection to the kubelet: the pod's own
+                // loopback is asked from inside its namespace.
+                if !netns.exists() {
+                    *netns = correlator(cluster)?;
+                }
+                netns
+            }
+        };
+        let mut command = crate::command::inside(netns, &self.binary);
         command.args(["status", "--output", output]);
         let answer = crate::command::output(&mut command, None)?;
         if answer.stdout.is_empty() {
@@ -152,22 +214,34 @@ impl<'a> Trial<'a> {
     }
 }
 
-impl Drop for Trial<'_> {
+impl Drop for Trial {
     fn drop(&mut self) {
+        let Runs::Process(process, _) = &mut self.runs else { return };
         // SIGTERM, as a user would; it may not take longer than a second.
-        if let Some(id) = i32::try_from(self.process.id()).ok().and_then(ProcessId::of) {
+        if let Some(id) = i32::try_from(process.id()).ok().and_then(ProcessId::of) {
             drop(id.signal(Signal::SIGTERM));
         }
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(2) {
-            if matches!(self.process.try_wait(), Ok(Some(_)) | Err(_)) {
+            if matches!(process.try_wait(), Ok(Some(_)) | Err(_)) {
                 return;
             }
             thread::sleep(Duration::from_millis(20));
         }
-        drop(self.process.kill());
-        drop(self.process.wait());
+        drop(process.kill());
+        drop(process.wait());
     }
+}
+
+/// The namespace of the correlator's pod, as long as its container runs.
+fn correlator(cluster: &Cluster) -> Result<PathBuf, Error> {
+    let pods = cluster.pods("app.kubernetes.io/component=correlator")?;
+    let running = pods.iter().find(|pod| pod.phase == "Running");
+    let pod = running.ok_or_else(|| Error::NotRunning {
+        name: "the correlator".to_owned(),
+        log: "it has no pod that runs".to_owned(),
+    })?;
+    cluster.pod_netns(pod)
 }
 
 /// The sum of a metric's samples on nslookout's metrics page; nothing where the page has none.

@@ -94,6 +94,7 @@ fn plan(
         address: *address,
         node: None,
         serving: true,
+        leaving: false,
     };
     let service = DnsService { name: "resolv.conf".into(), addresses: servers.to_vec(), is_virtual };
     // What is behind a virtual address can't be told from here; a plain name server is the server itself.

@@ -148,8 +148,9 @@ impl Post {
         } else {
             None
         };
-        let mut servers: Vec<_> =
-            inventory.endpoints.iter().filter(|e| e.serving).map(|e| e.address).collect();
+        // One that was told to leave ends soon, and its silence then means nothing.
+        let stays = inventory.endpoints.iter().filter(|e| e.serving && !e.leaving);
+        let mut servers: Vec<_> = stays.map(|e| e.address).collect();
         servers.retain(|&s| is_direct(s, &self.vantage.name, &self.all, self.config.direct_from));
         self.pace.aim(inventory.service.addresses.clone(), &servers, Instant::now());
     }

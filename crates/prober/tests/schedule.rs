@@ -42,8 +42,13 @@ impl Silence {
 }
 
 fn inventory(service: &[SocketAddr], servers: &[SocketAddr]) -> Inventory {
-    let endpoint =
-        |&address: &SocketAddr| Endpoint { name: address.to_string(), address, node: None, serving: true };
+    let endpoint = |&address: &SocketAddr| Endpoint {
+        name: address.to_string(),
+        address,
+        node: None,
+        serving: true,
+        leaving: false,
+    };
     Inventory {
         service: DnsService { name: "kube-dns".into(), addresses: service.to_vec(), is_virtual: true },
         endpoints: servers.iter().map(endpoint).collect(),

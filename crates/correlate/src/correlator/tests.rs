@@ -277,6 +277,32 @@ fn a_silent_server_is_named_once_the_wait_for_proof_is_over() {
 }
 
 #[test]
+fn a_server_that_was_told_to_leave_may_fall_silent() {
+    let mut bench = Bench::new();
+    let mut leaving = inventory(&["10.244.1.2:53", "10.244.2.3:53"]);
+    leaving.endpoints[0].leaving = true;
+    bench.send(vec![Observation::Inventory(leaving.clone())], vec![]);
+    for id in 0..9 {
+        bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
+    }
+    leaving.endpoints.remove(0);
+    bench.send(vec![Observation::Inventory(leaving.clone())], vec![]);
+    for id in 9..18 {
+        bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
+    }
+    bench.wait(13);
+    assert!(bench.correlator.incidents().is_empty());
+    assert_eq!(bench.correlator.counts().count(), 0, "it is not even unexplained");
+    // The address is another's by now.
+    bench.send(vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]))], vec![]);
+    for id in 18..22 {
+        bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
+    }
+    bench.wait(3);
+    assert_eq!(bench.correlator.incidents()[0].cause, "server-silent");
+}
+
+#[test]
 fn until_all_senders_have_come_back_nothing_likely_is_taken_and_nothing_is_lost() {
     let mut bench = Bench::new();
     bench.correlator.settle(bench.now.plus(Duration::from_secs(15)));

@@ -330,6 +330,8 @@ pub(super) struct Endpoint {
     pub node: Option<String>,
     #[prost(bool, tag = "4")]
     pub serving: bool,
+    #[prost(bool, tag = "5")]
+    pub leaving: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]

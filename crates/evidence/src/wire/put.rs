@@ -169,6 +169,7 @@ fn inventory(state: &Inventory) -> m::Inventory {
                 address: address(endpoint.address),
                 node: endpoint.node.as_deref().map(text),
                 serving: endpoint.serving,
+                leaving: endpoint.leaving,
             })
             .collect(),
         pods: state

@@ -266,6 +266,7 @@ fn inventory(message: m::Inventory) -> Result<Inventory, Error> {
             address: address("endpoint", &endpoint.address)?,
             node: endpoint.node.map(|node| text("node", node)).transpose()?,
             serving: endpoint.serving,
+            leaving: endpoint.leaving,
         })
     });
     let pods = message.pods.into_iter().map(|pod| {

@@ -193,8 +193,9 @@ fn sample() -> impl Strategy<Value = Observation> {
 }
 
 fn inventory() -> impl Strategy<Value = Inventory> {
-    let endpoint = (name(), address(), option::of(name()), any::<bool>())
-        .prop_map(|(name, address, node, serving)| Endpoint { name, address, node, serving });
+    let endpoint = (name(), address(), option::of(name()), any::<bool>(), any::<bool>()).prop_map(
+        |(name, address, node, serving, leaving)| Endpoint { name, address, node, serving, leaving },
+    );
     let pod = (name(), vec(any::<IpAddr>(), 0..3), option::of(name()), option::of(name()))
         .prop_map(|(name, addresses, node, workload)| Pod { name, addresses, node, workload });
     let node = (name(), option::of(name())).prop_map(|(name, zone)| Node { name, zone });

@@ -14,6 +14,7 @@ pub(super) static FAULT: Fault = Fault {
     title: "a node's conntrack table is filled to its maximum",
     expected: Expected { cause: "conntrack-full", certain: true, scope: Scope::Node },
     touches_servers: false,
+    on_cluster: true,
     inject,
 };
 

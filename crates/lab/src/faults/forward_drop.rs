@@ -10,6 +10,7 @@ pub(super) static FAULT: Fault = Fault {
     title: "a rule in a node's FORWARD chain drops DNS",
     expected: Expected { cause: "policy-drop", certain: false, scope: Scope::Node },
     touches_servers: false,
+    on_cluster: true,
     inject,
 };
 

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 
 use super::undo::Undo;
-use super::{Active, Choice, Client, Fault};
+use super::{Active, Choice, Client, Fault, now_unix_ms};
 use crate::site::{Node, Pod, Server, replace};
 use crate::traffic::job::{Helper, Job, Report};
 use crate::{Error, Site};
@@ -33,6 +33,7 @@ impl<'a> Injection<'a> {
             active: Active {
                 fault: fault.name.to_owned(),
                 cause: fault.expected.cause.to_owned(),
+                began_unix_ms: now_unix_ms(),
                 since_unix_ms: 0,
                 node: None,
                 pod: None,
@@ -43,6 +44,11 @@ impl<'a> Injection<'a> {
                 undo: Vec::new(),
             },
         }
+    }
+
+    /// What came before was preparation: the harm begins now.
+    pub(super) fn begins(&mut self) {
+        self.active.began_unix_ms = now_unix_ms();
     }
 
     /// Writes down how a step is undone. Call it before the step.

@@ -45,6 +45,8 @@ pub struct Fault {
     pub expected: Expected,
     /// Whether it changes servers or endpoints: two such faults exclude each other.
     touches_servers: bool,
+    /// Whether it can be put into a real cluster, too.
+    pub on_cluster: bool,
     inject: fn(&mut Injection) -> Result<(), Error>,
 }
 
@@ -96,6 +98,8 @@ pub struct Active {
     pub fault: String,
     /// The cause a verdict should name.
     pub cause: String,
+    /// When its harm began: milliseconds since 1970. Verdicts are timed from here.
+    pub began_unix_ms: u64,
     /// When it was complete: milliseconds since 1970. Zero while it is being put in.
     pub since_unix_ms: u64,
     /// The node where packets are lost.
@@ -141,6 +145,11 @@ static ALL: [&Fault; 11] = [
 /// Every fault there is.
 pub fn all() -> &'static [&'static Fault] {
     &ALL
+}
+
+/// Every fault that a real cluster can have.
+pub fn of_cluster() -> impl Iterator<Item = &'static Fault> {
+    ALL.into_iter().filter(|fault| fault.on_cluster)
 }
 
 /// The fault of this name.
@@ -227,14 +236,18 @@ impl Fault {
         }
         injection.save()?;
         (self.inject)(injection)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        injection.active.since_unix_ms = u64::try_from(now.as_millis()).unwrap_or_default();
+        injection.active.since_unix_ms = now_unix_ms();
         injection.save()
     }
 
     fn file(&self, site: &Site) -> PathBuf {
         site.dir.join("faults").join(format!("{}.json", self.name))
     }
+}
+
+fn now_unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or_default()
 }
 
 #[cfg(test)]

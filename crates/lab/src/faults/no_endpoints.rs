@@ -1,4 +1,5 @@
-//! No server is ready, so the DNS Service has no endpoints: kube-proxy rejects every query. The servers themselves run on.
+//! No server is ready, so the DNS Service has no endpoints: kube-proxy rejects every query. The miniature's servers run
+//! on, a cluster's are gone.
 
 use super::undo::Undo;
 use super::{Expected, Fault, Injection, Scope};
@@ -9,11 +10,14 @@ pub(super) static FAULT: Fault = Fault {
     title: "the DNS Service has no endpoints",
     expected: Expected { cause: "no-endpoints", certain: true, scope: Scope::Cluster },
     touches_servers: true,
+    on_cluster: true,
     inject,
 };
 
 fn inject(injection: &mut Injection) -> Result<(), Error> {
     injection.will(Undo::Endpoints)?;
-    let all = injection.site.servers.iter().map(|server| server.name.clone()).collect();
-    injection.site.change_endpoints(|endpoints| endpoints.unready = all)
+    injection.site.no_server_serves()?;
+    // A real CoreDNS goes on serving for a while after it was told to leave.
+    injection.begins();
+    Ok(())
 }

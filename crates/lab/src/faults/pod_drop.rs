@@ -11,6 +11,8 @@ pub(super) static FAULT: Fault = Fault {
     title: "a rule in a pod's own namespace drops the DNS it sends",
     expected: Expected { cause: "policy-drop", certain: false, scope: Scope::Pod },
     touches_servers: false,
+    // Of a cluster's pods only the prober's own ask without end.
+    on_cluster: false,
     inject,
 };
 

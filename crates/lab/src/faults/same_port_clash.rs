@@ -18,6 +18,7 @@ pub(super) static FAULT: Fault = Fault {
     title: "two pods of a node clash on a source port behind the CNI's plain MASQUERADE",
     expected: Expected { cause: "insert-race", certain: true, scope: Scope::Node },
     touches_servers: false,
+    on_cluster: true,
     inject,
 };
 

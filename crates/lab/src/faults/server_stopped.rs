@@ -9,6 +9,7 @@ pub(super) static FAULT: Fault = Fault {
     title: "one CoreDNS pod hangs",
     expected: Expected { cause: "server-silent", certain: false, scope: Scope::Servers },
     touches_servers: true,
+    on_cluster: true,
     inject,
 };
 

@@ -9,6 +9,7 @@ pub(super) static FAULT: Fault = Fault {
     title: "all CoreDNS pods hang",
     expected: Expected { cause: "server-silent", certain: false, scope: Scope::Cluster },
     touches_servers: true,
+    on_cluster: true,
     inject,
 };
 

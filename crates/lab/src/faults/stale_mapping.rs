@@ -13,13 +13,14 @@ use crate::site::{Pod, Server};
 use crate::traffic::Question;
 use crate::traffic::job::Job;
 use crate::traffic::pinned::{self, Pinned};
-use crate::{Error, Site, Uncleaned, command};
+use crate::{Error, Site, command};
 
 pub(super) static FAULT: Fault = Fault {
     name: "stale-mapping",
     title: "a server is gone and a client with a pinned port is still mapped to it",
     expected: Expected { cause: "stale-mapping", certain: true, scope: Scope::Node },
     touches_servers: true,
+    on_cluster: true,
     inject,
 };
 
@@ -37,14 +38,12 @@ fn inject(injection: &mut Injection) -> Result<(), Error> {
     };
     let helper = injection.start(&site.node(&pod.node)?.netns, &Job::Pinned(pinned))?;
     helper.wait_for(Duration::from_secs(5), |report| report.clients.iter().any(|seen| seen.answered >= 5))?;
-    // As in a cluster: first the Service forgets the server, then the server ends.
     injection.will(Undo::Endpoints)?;
     injection.will(Undo::Start(server.name.clone()))?;
-    site.change_endpoints(|endpoints| {
-        endpoints.gone.insert(server.name.clone());
-        endpoints.uncleaned = Some(Uncleaned { node: pod.node.clone(), server: server.name.clone() });
-    })?;
-    server.daemon.kill()
+    site.lose_server(server, &pod.node)?;
+    // Till here the client was well.
+    injection.begins();
+    Ok(())
 }
 
 /// Which server a port is mapped to is drawn by the rules when its first query comes. So ports are tried.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::rule::Rule;
 use crate::traffic::fill;
 use crate::traffic::job::{Helper, Report};
-use crate::{Endpoints, Error, Site};
+use crate::{Error, Site};
 
 /// What takes a step back. Each may be run when its step was not done, or was undone already.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,13 +41,9 @@ impl Undo {
             Self::Rule(rule) => rule.delete()?,
             Self::Helper(helper) => return helper.finish().map(Some),
             Self::Entries(netns) => drop(fill::remove(netns)?),
-            Self::Endpoints => site.change_endpoints(Endpoints::heal)?,
+            Self::Endpoints => site.all_servers_serve()?,
             Self::Start(name) => {
-                let server = site.server(name)?;
-                if server.daemon.id().is_none() {
-                    server.daemon.start()?;
-                }
-                server.wait_till_answers(READY)?;
+                site.start_server(site.server(name)?, READY)?;
             }
             Self::Continue(name) => {
                 let server = site.server(name)?;

@@ -9,6 +9,7 @@ pub(super) static FAULT: Fault = Fault {
     title: "the upstream name server answers SERVFAIL",
     expected: Expected { cause: "upstream-failing", certain: false, scope: Scope::Cluster },
     touches_servers: false,
+    on_cluster: true,
     inject,
 };
 

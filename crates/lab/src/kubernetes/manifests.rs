@@ -134,7 +134,10 @@ fn dns_service(options: &Options) -> Value {
 fn deployment(options: &Options) -> Value {
     let port = options.target_port;
     let labels = json!({ "k8s-app": "kube-dns" });
-    let ready = json!({ "httpGet": { "path": "/ready", "port": 8181 }, "periodSeconds": 1 });
+    // Asked often, so that the cluster is up soon. One that hangs stays in the Service for half a minute, as where the
+    // kubelet asks every 10 s and thrice.
+    let ready =
+        json!({ "httpGet": { "path": "/ready", "port": 8181 }, "periodSeconds": 1, "failureThreshold": 30 });
     let alive = json!({
         "httpGet": { "path": "/health", "port": 8080 },
         "initialDelaySeconds": 60, "timeoutSeconds": 5, "failureThreshold": 5,

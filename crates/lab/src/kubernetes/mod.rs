@@ -5,6 +5,7 @@
 //! ones. Everything carries the cluster's name, is journaled before it is made, and is undone by `down`, by Drop, by
 //! Ctrl-C, and by the next start of any lab command when its owner was killed.
 
+pub mod alertmanager;
 pub mod cgroups;
 mod control;
 pub mod image;
@@ -17,8 +18,10 @@ mod node_files;
 mod pki;
 mod plan;
 mod pods;
+pub mod product;
 mod requirements;
 mod rules;
+mod site;
 mod subcommand;
 mod upstream;
 pub mod webhook;

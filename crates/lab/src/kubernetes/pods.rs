@@ -21,7 +21,7 @@ pub struct Pod {
     pub node: String,
     /// "Running".
     pub phase: String,
-    /// Whether it is ready.
+    /// Whether it is ready, and not leaving.
     pub ready: bool,
     /// Its addresses, none before it has been started.
     pub addresses: Vec<IpAddr>,
@@ -72,8 +72,9 @@ impl Pod {
             name: text("/metadata/name"),
             node: text("/spec/nodeName"),
             phase: text("/status/phase"),
-            ready: all("/status/conditions")
-                .any(|one| word(one, "type") == "Ready" && word(one, "status") == "True"),
+            ready: value.pointer("/metadata/deletionTimestamp").is_none()
+                && all("/status/conditions")
+                    .any(|one| word(one, "type") == "Ready" && word(one, "status") == "True"),
             addresses: all("/status/podIPs").filter_map(|one| word(one, "ip").parse().ok()).collect(),
             containers: all("/status/containerStatuses")
                 .filter_map(|one| word(one, "containerID").split_once("://").map(|(_, id)| id.to_owned()))

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::Error;
-use crate::kubernetes::plan::{self, Options, UPSTREAM_V4, UPSTREAM_V6};
+use crate::kubernetes::plan::{self, MONITOR_V4, Options, UPSTREAM_V4, UPSTREAM_V6};
 use crate::miniature::coredns;
 use crate::programs::cluster::ClusterPrograms;
 use crate::site::Upstream;
@@ -31,11 +31,16 @@ pub fn plan(options: &Options, programs: &ClusterPrograms, dir: &Path) -> Upstre
 pub fn write_files(upstream: &Upstream, dir: &Path) -> Result<(), Error> {
     for (zone, text) in ZONES {
         let path = dir.join(format!("{zone}.zone"));
+        let pager = format!("pager IN A {MONITOR_V4}\n");
         let soa = "$TTL 30\n@ IN SOA ns.dns hostmaster 1 7200 1800 86400 5\n@ IN NS ns.dns\nns.dns IN A 192.0.2.53\n";
-        fs::write(&path, format!("$ORIGIN {zone}.\n{soa}{text}")).map_err(Error::file("write", path))?;
+        fs::write(&path, format!("$ORIGIN {zone}.\n{soa}{text}{pager}"))
+            .map_err(Error::file("write", path))?;
     }
     fs::write(&upstream.corefile, &upstream.pristine).map_err(Error::file("write", &upstream.corefile))
 }
+
+/// The webhook that the cluster's Alertmanager calls; it is in the monitor namespace.
+pub const PAGER: &str = "pager.example.com";
 
 const RECORDS: &str = "@ IN A 192.0.2.80\n@ IN AAAA 2001:db8::80\nwww IN A 192.0.2.81\nwww IN AAAA 2001:db8::81\n\
                        api IN A 192.0.2.82\napi IN AAAA 2001:db8::82\n";

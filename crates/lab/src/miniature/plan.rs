@@ -85,6 +85,7 @@ pub fn draw(name: &str, seed: u64, target_port: Option<u16>, alertmanager: PathB
     let transient = format!("coredns-{}", random.random_range(1..=places.len()));
     let monitor = netns("monitor");
     Site {
+        cluster: None,
         name: name.to_owned(),
         seed,
         nodes,

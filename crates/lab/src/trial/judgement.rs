@@ -50,7 +50,7 @@ impl Span {
     /// Takes a status in. True if the fault's own cause is named.
     pub fn see(&mut self, status: &Status) -> bool {
         for other in status.incidents.iter().filter(|incident| incident.cause != self.cause) {
-            let name = format!("{} ({})", other.cause, other.confidence);
+            let name = format!("{} ({}) {}", other.cause, other.confidence, other.scope);
             match self.others.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, times)) => *times += 1,
                 None => self.others.push((name, 1)),

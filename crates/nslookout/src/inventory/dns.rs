@@ -40,7 +40,10 @@ pub fn servers<'a>(
         for endpoint in slice.servers(port) {
             // For a moment one endpoint may be in two slices; it serves if one of them says so.
             match endpoints.iter_mut().find(|known| known.address == endpoint.address) {
-                Some(known) => known.serving |= endpoint.serving,
+                Some(known) => {
+                    known.serving |= endpoint.serving;
+                    known.leaving &= endpoint.leaving;
+                }
                 None => endpoints.push(endpoint),
             }
         }
@@ -59,7 +62,7 @@ pub fn plain(asked: &NameServers, name: &str) -> (DnsService, Vec<Endpoint>) {
 
 /// A server of which nothing but the address is known.
 pub fn lone_server(address: SocketAddr) -> Endpoint {
-    Endpoint { name: address.to_string(), address, node: None, serving: true }
+    Endpoint { name: address.to_string(), address, node: None, serving: true, leaving: false }
 }
 
 fn by_name<'a>(services: impl Iterator<Item = &'a Service> + Clone) -> Option<&'a Service> {

@@ -64,6 +64,7 @@ struct SliceEndpoint {
 struct Conditions {
     ready: Option<bool>,
     serving: Option<bool>,
+    terminating: Option<bool>,
 }
 
 /// A pod as the API has it.
@@ -181,6 +182,7 @@ impl SliceEndpoint {
             address,
             node: self.node_name.clone(),
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
+            leaving: conditions.and_then(|c| c.terminating).unwrap_or(false),
         })
     }
 }

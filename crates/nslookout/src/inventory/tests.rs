@@ -78,6 +78,8 @@ fn several_slices_of_both_families_make_one_list_of_servers() {
         ("[fd01::3]:5353", true),
     ];
     assert_eq!(servers, expected.map(|(address, serving)| (address.to_owned(), serving)));
+    let leaving: Vec<bool> = inventory.endpoints.iter().map(|e| e.leaving).collect();
+    assert_eq!(leaving, [false, true, false, false]);
     assert_eq!(inventory.endpoints[0].name, "coredns-1");
     assert_eq!(inventory.endpoints[0].node.as_deref(), Some("node-a"));
     assert_eq!(inventory.endpoints[3].name, "[fd01::3]:5353");

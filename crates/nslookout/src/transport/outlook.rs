@@ -113,6 +113,7 @@ mod tests {
             address: "10.0.0.1:53".parse().unwrap(),
             node: None,
             serving: true,
+            leaving: false,
         };
         let mut inventory = Inventory {
             endpoints: vec![endpoint],
