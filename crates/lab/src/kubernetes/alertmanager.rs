@@ -28,12 +28,17 @@ pub const NAME: &str = "alertmanager";
 pub const PORT: u16 = 9093;
 
 impl Cluster {
+    /// Loads Alertmanager's image into every node.
+    pub fn load_alertmanager(&self) -> Result<(), Error> {
+        let archive = self.dir.join("alertmanager.tar");
+        image(&programs::alertmanager()?)?.write(&archive)?;
+        self.load_image(&archive)
+    }
+
     /// Loads Alertmanager's image, creates what it needs on this node and waits till it is ready. It calls
     /// [`webhook::Webhook`], by name.
     pub fn install_alertmanager(&self, node: &str) -> Result<(), Error> {
-        let archive = self.dir.join("alertmanager.tar");
-        image(&programs::alertmanager()?)?.write(&archive)?;
-        self.load_image(&archive)?;
+        self.load_alertmanager()?;
         self.create(&manifests(node))?;
         self.run(&[
             "rollout",
@@ -142,7 +147,8 @@ fn configuration() -> Value {
     })
 }
 
-const IMAGE: &str = "docker.io/nslookout-lab/alertmanager:0.25";
+/// Its image.
+pub const IMAGE: &str = "docker.io/nslookout-lab/alertmanager:0.25";
 
 /// Below /usr, as Debian's program has it built in.
 const TEMPLATES: &str = "share/prometheus/alertmanager";
