@@ -74,7 +74,10 @@ fn asked_from_a_laptop(installed: &Installed) {
     let reader = laptop.kubeconfig("reader", &server, &token);
 
     // The host is a name, the credential comes from a plugin, the rights are those of the chart's own Role.
-    let output = laptop.status(Some(&reader), &[]);
+    let ask = || laptop.status(Some(&reader), &[]);
+    // Its name server may still be starting.
+    let healthy = eventually(|| Some(ask()).filter(|output| output.status.code() == Some(0)));
+    let output = healthy.unwrap_or_else(ask);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(text(&output.stdout).starts_with("HEALTHY"), "{output:?}");
     assert!(text(&output.stderr).starts_with("asked nslookout/nslookout-correlator-"), "{output:?}");
@@ -210,7 +213,7 @@ fn upgraded_and_rolled_back_under_lookups(installed: &Installed) {
         let images = images();
         images.split(' ').count() == 5 && images.split(' ').all(|image| image.ends_with(tag))
     };
-    eventually(|| all_are(":next").then_some(())).unwrap_or_else(|| panic!("{}", images()));
+    assert!(eventually(|| all_are(":next").then_some(())).is_some(), "{}", images());
     installed.wait_for("upgraded, it is healthy and sees everything", |status| {
         status.state == "healthy" && sees_everything(status)
     });
@@ -221,7 +224,7 @@ fn upgraded_and_rolled_back_under_lookups(installed: &Installed) {
     rollback.args(["rollback", "nslookout", "1", NAMESPACE, "--wait", "--timeout=180s"]);
     command::run(&mut rollback, None).unwrap();
     let before = concat!(":", env!("CARGO_PKG_VERSION"));
-    eventually(|| all_are(before).then_some(())).unwrap_or_else(|| panic!("{}", images()));
+    assert!(eventually(|| all_are(before).then_some(())).is_some(), "{}", images());
     installed.wait_for("rolled back, it is healthy and sees everything", |status| {
         status.state == "healthy" && sees_everything(status) && status.incidents.is_empty()
     });
@@ -234,7 +237,7 @@ fn applied_by_kubectl_without_node_agents(installed: &Installed) {
     let objects = template(installed, "nslookout", &["--skip-tests", "--set=node.enabled=false"]);
     apply(installed, &[], &objects);
     installed.wait_for("all but the node agents run under PodSecurity restricted", |status| {
-        let probes = |node: &&str| is(status, "prober", node, "looked").is_some();
+        let probes = |&node: &&str| is(status, "prober", node, "looked").is_some();
         status.state == "healthy" && NODES.iter().all(probes)
     });
     let mut delete = installed.cluster.kubectl();
