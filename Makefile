@@ -25,7 +25,7 @@ IMAGE_ARCH := $(patsubst x86_64,amd64,$(patsubst aarch64,arm64,$(shell uname -m)
 # Its own storage beside the caches: no driver of the host's, nothing of the host's images.
 BUILDAH := buildah --root $(CACHE)/buildah --runroot $(CACHE)/buildah-run --storage-driver vfs
 
-.PHONY: help setup build lint advisories image programs cluster-programs test demo demo-cluster bench cluster-up cluster-down clean-cache root
+.PHONY: help setup build lint advisories image programs cluster-programs test demo demo-cluster bench bench-cluster cluster-up cluster-down clean-cache root
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -98,6 +98,9 @@ demo-cluster: build root cluster-programs ## the same in a real Kubernetes, with
 
 bench: build root programs ## time from fault to Alertmanager, memory and CPU of `run`
 	$(SUDO) $(LAB) bench --nslookout $(TARGET)/release/nslookout
+
+bench-cluster: build root cluster-programs ## in a real Kubernetes: install to first verdict, fault to Alertmanager, memory and CPU of each part
+	$(SUDO) $(LAB) bench-cluster --nslookout $(TARGET)/release/nslookout
 
 cluster-up: root cluster-programs ## a real Kubernetes of two nodes on this machine; CLUSTER="--dual-stack --proxy-mode nftables"
 	$(SUDO) $(LAB) cluster up $(CLUSTER)

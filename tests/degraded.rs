@@ -13,6 +13,9 @@ fn what_is_refused_to_an_agent_is_named_and_the_agent_stays_up() {
     let installed = Installed::raise(&Options::new(format!("degraded-{}", std::process::id())));
     installed.install(&[]);
 
+    // Without it no new agent would start: it comes back, as those that start below hold.
+    installed.cluster.run(&["delete", "configmap", NAMESPACE, "nslookout-ca"]).unwrap();
+
     let capabilities = format!("{CONTAINER}/securityContext/capabilities/add");
     change(&installed, &format!(r#"[{{"op":"replace","path":"{capabilities}","value":["NET_ADMIN"]}}]"#));
     installed.wait_for("eBPF is refused on both nodes, netlink is not", |status| {

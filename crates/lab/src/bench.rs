@@ -1,11 +1,14 @@
 //! `lab bench`: how long from a fault to Alertmanager, and what `nslookout run` costs.
 
+pub mod cluster;
+
 use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::demo::{self, Run};
+use crate::faults::Fault;
 use crate::trial::Trial;
 use crate::{Error, Lab, Options, Site};
 
@@ -35,11 +38,20 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
         changing.cpu_percent
     );
     println!("| resident memory, calm | {:.1} MiB |", calm.resident_mib);
+    let runs = repeat(&mut trial, &faults, times, seed)?;
+    let peak = status_field(pid, "VmHWM:")?;
+    println!("| peak resident memory, over all faults | {:.1} MiB |\n", peak / 1024.0);
+    print_times(&faults, &runs);
+    Ok(runs.iter().all(|run| run.wrong.is_empty()))
+}
+
+/// Each fault so many times.
+fn repeat(trial: &mut Trial, faults: &[&'static Fault], times: u32, seed: u64) -> Result<Vec<Run>, Error> {
     let mut runs: Vec<Run> = Vec::new();
     for round in 0..times {
         for (i, fault) in faults.iter().enumerate() {
             let seed = seed.wrapping_add(u64::from(round) * 1000 + i as u64);
-            let run = demo::one(&mut trial, fault, &demo::probed(site, fault, seed), |_| ())?;
+            let run = demo::one(trial, fault, &demo::probed(&trial.site.clone(), fault, seed), |_| ())?;
             eprintln!(
                 "{} of {times}: {} alert after {:.1} s {}",
                 round + 1,
@@ -50,10 +62,13 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
             runs.push(run);
         }
     }
-    let peak = status_field(pid, "VmHWM:")?;
-    println!("| peak resident memory, over all faults | {:.1} MiB |\n", peak / 1024.0);
+    Ok(runs)
+}
+
+/// Median and worst of each fault.
+fn print_times(faults: &[&'static Fault], runs: &[Run]) {
     println!("| fault | cause | fault to Alertmanager, median s | worst s | right |\n|---|---|---|---|---|");
-    for fault in &faults {
+    for fault in faults {
         let mine: Vec<&Run> = runs.iter().filter(|run| run.fault.name == fault.name).collect();
         let mut alerts: Vec<Duration> = mine.iter().map(|run| run.alert_after).collect();
         alerts.sort_unstable();
@@ -69,7 +84,6 @@ pub fn bench(binary: &Path, only: &[String], times: u32, seed: u64) -> Result<bo
             mine.len()
         );
     }
-    Ok(runs.iter().all(|run| run.wrong.is_empty()))
 }
 
 /// A server leaves the Service and joins it again, over and over.

@@ -91,6 +91,8 @@ enum Task {
         #[arg(long)]
         seed: Option<u64>,
     },
+    /// The same of nslookout as Helm installs it in a real Kubernetes, part by part.
+    BenchCluster(bench::cluster::Measured),
     /// A real Kubernetes of two nodes or more.
     #[command(subcommand)]
     Cluster(ClusterCommand),
@@ -167,6 +169,10 @@ fn with_labs(task: Task) -> Result<ExitCode, Error> {
         }
         Task::DemoCluster(shown) => {
             let right = demo::cluster::demo(&shown)?;
+            Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        Task::BenchCluster(measured) => {
+            let right = bench::cluster::bench(&measured)?;
             Ok(if right { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Task::Cluster(command) => command.run(),

@@ -147,3 +147,21 @@ async fn without_a_service_address_it_says_that_there_is_nothing_to_ask_and_begi
     sleep(Duration::from_millis(300)).await;
     assert!(service.packets() > 0);
 }
+
+#[tokio::test]
+async fn a_server_that_was_told_to_leave_is_asked_no_more() {
+    let (service, stays, leaves) = (Silence::new(), Silence::new(), Silence::new());
+    let config = Config { interval: Duration::from_millis(50), ..Config::default() };
+    let mut inventory = inventory(&[service.address()], &[stays.address(), leaves.address()]);
+    let (_reports, tell, _vantage) = begin(config, inventory.clone(), 100);
+    sleep(Duration::from_millis(300)).await;
+    assert!(leaves.packets() > 0);
+    inventory.endpoints[1].leaving = true;
+    tell.send(Arc::new(inventory)).unwrap();
+    // What is under way is sent again after 2.5 s at the earliest.
+    sleep(Duration::from_millis(50)).await;
+    let _before = [stays.packets(), leaves.packets()];
+    sleep(Duration::from_millis(500)).await;
+    assert!(stays.packets() > 0);
+    assert_eq!(leaves.packets(), 0);
+}

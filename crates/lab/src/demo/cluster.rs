@@ -30,14 +30,26 @@ pub struct Shown {
     pub seed: Option<u64>,
 }
 
+impl Shown {
+    /// The one that was given, or another.
+    pub fn seed(&self) -> u64 {
+        self.seed.unwrap_or_else(|| rand::random_range(0..1_000_000))
+    }
+
+    /// How kube-proxy writes its rules.
+    pub fn proxy_mode(&self) -> ProxyMode {
+        if self.nftables { ProxyMode::Nftables } else { ProxyMode::Iptables }
+    }
+}
+
 /// Runs the faults one after the other and shows all of it. True if each verdict was right, and no part of nslookout
 /// had to be started again.
 pub fn demo(shown: &Shown) -> Result<bool, Error> {
     let faults = chosen(&shown.fault)?;
-    let seed = shown.seed.unwrap_or_else(|| rand::random_range(0..1_000_000));
+    let seed = shown.seed();
     let start = Instant::now();
     println!("seed {seed}\nraising a Kubernetes of two nodes ...");
-    let proxy_mode = if shown.nftables { ProxyMode::Nftables } else { ProxyMode::Iptables };
+    let proxy_mode = shown.proxy_mode();
     let cluster = Raised::up(&Options { proxy_mode, ..Options::new("demo-cluster") }, &mut progress())?;
     println!(
         "  up after {:.1} s; kube-proxy is in {} mode",
@@ -81,7 +93,8 @@ pub fn told(cluster: &Cluster) -> Result<(Webhook, Vec<String>), Error> {
     Ok((webhook, vec!["--set".to_owned(), cluster.alertmanager_value()?, "--set".to_owned(), place]))
 }
 
-fn chosen(only: &[String]) -> Result<Vec<&'static Fault>, Error> {
+/// The faults of these names; none: all that a cluster can have.
+pub fn chosen(only: &[String]) -> Result<Vec<&'static Fault>, Error> {
     if only.is_empty() {
         return Ok(faults::of_cluster().collect());
     }

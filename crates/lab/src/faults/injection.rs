@@ -46,9 +46,12 @@ impl<'a> Injection<'a> {
         }
     }
 
-    /// What came before was preparation: the harm begins now.
+    /// What came before was preparation: the harm begins now. In a cluster that takes long: a server that is told to leave
+    /// serves on for 10 s. The miniature's moment is counted in.
     pub(super) fn begins(&mut self) {
-        self.active.began_unix_ms = now_unix_ms();
+        if self.site.cluster.is_some() {
+            self.active.began_unix_ms = now_unix_ms();
+        }
     }
 
     /// Writes down how a step is undone. Call it before the step.

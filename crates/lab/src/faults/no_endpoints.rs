@@ -17,7 +17,6 @@ pub(super) static FAULT: Fault = Fault {
 fn inject(injection: &mut Injection) -> Result<(), Error> {
     injection.will(Undo::Endpoints)?;
     injection.site.no_server_serves()?;
-    // A real CoreDNS goes on serving for a while after it was told to leave.
     injection.begins();
     Ok(())
 }

@@ -83,7 +83,7 @@ mod tests {
 
     fn inventory(server: &str) -> Inventory {
         let address = server.parse().unwrap();
-        let endpoint = Endpoint { name: "dns".into(), address, node: None, serving: true };
+        let endpoint = Endpoint { name: "dns".into(), address, node: None, serving: true, leaving: false };
         Inventory { endpoints: vec![endpoint], ..Inventory::default() }
     }
 
