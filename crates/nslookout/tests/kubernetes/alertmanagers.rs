@@ -88,7 +88,9 @@ async fn set_endpoints(plane: &ControlPlane, list: &[(u8, bool, bool)]) {
 /// Pushes as a correlator with this configuration would.
 fn push(plane: &ControlPlane, alertmanagers: &Value, metrics: &Metrics) -> Pusher {
     let kubeconfig = plane.kubeconfig("admin", "admin-token");
-    let text = json!({"cluster": {"kubeconfig": kubeconfig}, "alertmanagers": alertmanagers}).to_string();
+    let store = json!({"path": plane.folder().join("store")});
+    let text = json!({"cluster": {"kubeconfig": kubeconfig}, "alertmanagers": alertmanagers, "store": store});
+    let text = text.to_string();
     let mut inventory = Inventory::default();
     inventory.service.addresses = vec!["10.96.0.10:53".parse().unwrap()];
     // The sender may go: what it last said stays.
@@ -123,8 +125,8 @@ async fn alertmanagers_come_and_go_with_their_service_and_nobody_is_told_twice()
     create_account(&plane, "monitoring", "default").await;
     let metrics = Metrics::new().unwrap();
     let service = json!({"namespace": "monitoring", "name": "alertmanager", "port": "http-web"});
-    let pusher =
-        push(&plane, &json!({"services": [service], "interval": "700ms", "lasting": "2800ms"}), &metrics);
+    let told = json!({"services": [service], "interval": "700ms", "lasting": "2800ms"});
+    let pusher = push(&plane, &told, &metrics);
     let about = "Alertmanagers of monitoring/alertmanager";
     until_noted(&pusher, about, "there is no such Service").await;
     let endpoints_are = |count: u8| {
@@ -181,6 +183,12 @@ async fn alertmanagers_come_and_go_with_their_service_and_nobody_is_told_twice()
     eventually("the second hears of Three", async || second.told("Three") == (1, 0)).await;
     pusher.set(vec![Alert { ends_at: Some(WallTime::now()), ..one }, three]);
     eventually("the second hears the end of One", async || second.told("One") == (1, 1)).await;
+
+    // A process that begins now knows whom to tell, too.
+    let next = push(&plane, &told, &Metrics::new().unwrap());
+    next.set(vec![alert("Four", WallTime::now())]);
+    eventually("the second hears of Four", async || second.told("Four") == (1, 0)).await;
+    drop(next);
 
     // It is back, and the first as well, started anew: it hears what fires, and nothing of what is over.
     first.down().await;
