@@ -364,8 +364,35 @@ fn an_observer_that_falls_silent_makes_blind_and_one_that_never_looked_does_not(
     coverage.push(denied);
     bench.send(vec![], coverage);
     assert!(bench.correlator.blind().is_empty());
-    bench.wait(16);
+    bench.wait(12);
+    assert!(bench.correlator.blind().is_empty(), "two turns may be missed");
+    bench.wait(2);
     assert_eq!(bench.correlator.blind().len(), Observer::ALL.len());
+}
+
+#[test]
+fn a_node_that_left_the_cluster_is_not_blind() {
+    let mut bench = Bench::new();
+    let with = |names: &[&str]| {
+        let node = |name: &&str| evidence::Node { name: (*name).into(), zone: None };
+        let servers = ["10.244.1.2:53", "10.244.2.3:53"];
+        let nodes = names.iter().map(node).collect();
+        Observation::Inventory(evidence::Inventory { nodes, ..inventory(&servers) })
+    };
+    let of_node = |place: &str| Coverage {
+        observer: Observer::Prober,
+        place: place.into(),
+        state: CoverageState::Looked { lost: 0 },
+    };
+    let lines = ["node-a", "node-b", "node-b/host", "node-bb"].map(of_node);
+    bench.send(vec![with(&["node-a", "node-b", "node-bb"])], lines.into());
+    bench.wait(5);
+    // It left; the others fall silent, and nobody says which nodes there are.
+    bench.send(vec![with(&["node-a", "node-bb"])], vec![]);
+    bench.send(vec![with(&[])], vec![]);
+    bench.wait(10);
+    let blind: Vec<String> = bench.correlator.blind().into_iter().map(|blind| blind.place).collect();
+    assert_eq!(blind, ["node-a", "node-bb"]);
 }
 
 #[test]

@@ -25,8 +25,9 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use crate::alert::alert;
 use crate::free_address;
-use crate::program::{Alertmanager, Lock, alert, eventually};
+use crate::program::{Alertmanager, Lock, eventually};
 
 /// A certificate authority, and a server's key with its certificate for "alertmanager" and 127.0.0.1.
 struct Keys {

@@ -11,16 +11,18 @@
 )]
 
 mod access;
+mod alert;
 mod program;
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use alert::alert;
 use evidence::WallTime;
 use nslookout::alertmanager::{Alert, AlertmanagersConfig, Known, Ledger, Legacy, Pusher, ToldAll, start};
 use nslookout::alerts::rfc3339;
 use nslookout::metrics::Metrics;
-use program::{Alertmanager, alert, eventually};
+use program::{Alertmanager, eventually};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coredns_watch::http::{Ask, Connection, Limits, Tls};
-use evidence::WallTime;
 use http_body_util::{BodyExt, Full};
 use hyper::header::HeaderValue;
 use hyper::service::service_fn;
@@ -16,7 +15,6 @@ use hyper_util::rt::TokioIo;
 use netns::Namespace;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nslookout::alertmanager::Alert;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -177,15 +175,4 @@ pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Dur
         sleep(Duration::from_millis(20)).await;
     }
     begin.elapsed()
-}
-
-/// A critical one.
-pub fn alert(name: &str, starts_at: WallTime) -> Alert {
-    Alert {
-        labels: [("alertname".to_owned(), name.to_owned()), ("severity".to_owned(), "critical".to_owned())]
-            .into(),
-        annotations: [("proof".to_owned(), "one".to_owned())].into(),
-        starts_at,
-        ends_at: None,
-    }
 }

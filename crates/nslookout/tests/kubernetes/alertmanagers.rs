@@ -19,9 +19,10 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::alert::alert;
 use crate::control_plane::{ControlPlane, eventually_within};
 use crate::objects::{create_account, create_running, named, pod};
-use crate::program::{Alertmanager, alert, eventually};
+use crate::program::{Alertmanager, eventually};
 
 const SERVICES: &str = "/api/v1/namespaces/monitoring/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/monitoring/endpointslices";

@@ -8,6 +8,8 @@
     reason = "a panic is how a test fails"
 )]
 
+#[path = "../alertmanager/alert.rs"]
+mod alert;
 mod alertmanagers;
 mod control_plane;
 mod inventory;

@@ -10,6 +10,9 @@
     reason = "a panic is how a test fails"
 )]
 
+mod blind;
+#[path = "../alertmanager/program.rs"]
+mod program;
 mod refusals;
 mod site;
 mod years;

@@ -19,6 +19,8 @@ pub struct Site {
     pub dns: SocketAddr,
     /// More of the correlator's configuration.
     pub more: Value,
+    /// Whom it tells.
+    pub alertmanagers: Value,
     process: Option<Process>,
 }
 
@@ -51,7 +53,15 @@ impl Site {
             }
         }
         fs::write(folder.path().join("tokens.json"), json!(tokens).to_string()).unwrap();
-        Self { folder, correlator: free(), page: free(), dns: free(), more: json!({}), process: None }
+        Self {
+            folder,
+            correlator: free(),
+            page: free(),
+            dns: free(),
+            more: json!({}),
+            alertmanagers: json!({}),
+            process: None,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -79,7 +89,9 @@ impl Site {
         for (key, value) in self.more.as_object().unwrap() {
             correlator[key] = value.clone();
         }
-        let config = json!({"correlator": correlator, "cluster": self.cluster()});
+        let alertmanagers = &self.alertmanagers;
+        let config =
+            json!({"correlator": correlator, "cluster": self.cluster(), "alertmanagers": alertmanagers});
         self.process = Some(self.start("correlator", &["correlator"], self.page, config));
         self.wait("the correlator is ready", || get(self.page, "/readyz").starts_with("HTTP/1.1 200"));
     }
