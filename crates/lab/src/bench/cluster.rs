@@ -37,7 +37,8 @@ pub fn bench(measured: &Measured) -> Result<bool, Error> {
     println!("seed {seed}, {times} runs of each fault, kube-proxy in {} mode\n", options.proxy_mode.name());
     let cluster = Raised::up(&options, &mut progress())?;
     let helm = programs::cluster::all()?.helm.join("helm");
-    cluster.load_nslookout(&shown.nslookout)?;
+    cluster.load_nslookout(&shown.nslookout, env!("CARGO_PKG_VERSION"))?;
+    cluster.run(&["create", "namespace", "nslookout"])?;
     let (webhook, more) = told(&cluster)?;
     let begin = Instant::now();
     command::run(cluster.helm_install(&helm, &shown.chart).args(more), None)?;

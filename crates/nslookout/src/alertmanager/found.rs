@@ -1,5 +1,7 @@
 //! What do Services say of Alertmanagers?
 
+use serde::{Deserialize, Serialize};
+
 use super::target::Target;
 use crate::status::Note;
 
@@ -13,7 +15,7 @@ pub struct Found {
 }
 
 /// An endpoint of a Service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundOne {
     /// Where it is.
     pub target: Target,

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use evidence::{Endpoint, Inventory};
+use evidence::{Endpoint, Inventory, WallTime};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
@@ -22,6 +22,7 @@ use crate::config::Config;
 use crate::inventory::objects::{Port, Service, Slice};
 use crate::metrics::Metrics;
 use crate::status::Note;
+use crate::store::KeptFile;
 
 /// Asks the API server for Alertmanagers and their pods, on the caller's runtime, until nobody wants to know. Nothing is
 /// asked where nobody is told, or where no API server is known.
@@ -35,7 +36,9 @@ pub fn know(config: &Config, inventory: watch::Receiver<Arc<Inventory>>, metrics
     let (config, metrics, followed) = (config.clone(), metrics.clone(), found.clone());
     tokio::spawn(async move {
         let Some(api) = reach(&config, &found_out).await else { return };
-        let finder = Finder::new(&api, config.alertmanagers.services.clone(), metrics.clone(), found_out);
+        let kept = Kept::open(config.store.file("alertmanagers.json"));
+        let finder =
+            Finder::new(&api, config.alertmanagers.services.clone(), kept, metrics.clone(), found_out);
         let addresses = config.alertmanagers.targets().collect();
         let pager = pager::Watch { api, addresses, found: followed, inventory, metrics, out: pods_out };
         tokio::join!(finder.run(), pager.run());
@@ -73,6 +76,7 @@ fn unreachable(service: &ServiceConfig, error: &ConnectError) -> Note {
 struct Finder {
     services: Vec<Followed>,
     news: mpsc::Receiver<News>,
+    kept: Kept,
     metrics: Metrics,
     out: watch::Sender<Arc<Found>>,
     /// Ends with this value.
@@ -86,6 +90,13 @@ struct Followed {
     slices: Store<Slice>,
     /// Of both watches, since they don't fail in the same moment.
     trouble: [Option<(Trouble, Instant)>; 2],
+}
+
+/// What was found, over restarts: a correlator that starts while the API server is away still knows whom to tell.
+struct Kept {
+    file: Option<KeptFile>,
+    found: Vec<FoundOne>,
+    written: Option<Instant>,
 }
 
 /// What a watch has to tell, with the number of the Service.
@@ -104,6 +115,7 @@ impl Finder {
     fn new(
         api: &ApiServer,
         configs: Vec<ServiceConfig>,
+        kept: Kept,
         metrics: Metrics,
         out: watch::Sender<Arc<Found>>,
     ) -> Self {
@@ -116,7 +128,7 @@ impl Finder {
             tasks.spawn(watches::slices(&api.client, namespace, name, told, sender.clone()));
         }
         let services = configs.into_iter().map(Followed::new).collect();
-        Self { services, news, metrics, out, _tasks: tasks }
+        Self { services, news, kept, metrics, out, _tasks: tasks }
     }
 
     async fn run(mut self) {
@@ -136,8 +148,11 @@ impl Finder {
                 _ = turn.tick() => {}
                 () = self.out.closed() => return,
             }
-            // A Service that is still being read keeps what is known of it: nothing yet.
-            publish(&self.out, self.found());
+            let found = self.found();
+            if self.services.iter().all(|followed| matches!(followed.present(), Some(Ok(_)))) {
+                self.kept.keep(&found.alertmanagers).await;
+            }
+            publish(&self.out, found);
         }
     }
 
@@ -160,7 +175,8 @@ impl Finder {
             let present = followed.present();
             let mut lack = None;
             match present {
-                None => {}
+                // It is still being read for the first time: an earlier process may have known it.
+                None => found.alertmanagers.extend(self.kept.of(&followed.config.full_name())),
                 Some(Ok(endpoints)) => {
                     let serving = endpoints.iter().filter(|one| one.serving).count();
                     self.metrics.set_alertmanager_endpoints(&followed.config.full_name(), serving);
@@ -182,6 +198,33 @@ impl Finder {
             }
         }
         found
+    }
+}
+
+impl Kept {
+    fn open(file: Option<KeptFile>) -> Self {
+        let found = file.as_ref().and_then(KeptFile::read::<Vec<FoundOne>>);
+        let found = found.filter(|kept| WallTime::now().since(kept.saved) < KEPT);
+        Self { file, found: found.map(|kept| kept.content).unwrap_or_default(), written: None }
+    }
+
+    fn of(&self, service: &str) -> impl Iterator<Item = FoundOne> {
+        self.found.iter().filter(move |one| one.service == service).cloned()
+    }
+
+    /// Writes what is found if it is news, and now and then to say that it still is so.
+    async fn keep(&mut self, found: &[FoundOne]) {
+        let Some(file) = self.file.clone() else { return };
+        let is_fresh = self.written.is_some_and(|written| written.elapsed() < WRITTEN_AGAIN);
+        if is_fresh && self.found == found {
+            return;
+        }
+        (self.found, self.written) = (found.to_vec(), Some(Instant::now()));
+        let found = self.found.clone();
+        let done = tokio::task::spawn_blocking(move || file.write(&found, WallTime::now())).await;
+        if let Ok(Err(error)) = done {
+            tracing::debug!("store.path: the Alertmanagers that were found are not kept: {error}");
+        }
     }
 }
 
@@ -307,3 +350,6 @@ fn publish(out: &watch::Sender<Arc<Found>>, found: Found) {
 const ROOM: usize = 64;
 const TURN: Duration = Duration::from_secs(2);
 const CONNECT_AGAIN: Duration = Duration::from_secs(5);
+/// Those that were not seen for so long are others by now.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
+const WRITTEN_AGAIN: Duration = Duration::from_secs(3600);

@@ -6,7 +6,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -87,8 +87,8 @@ async fn set_endpoints(plane: &ControlPlane, list: &[(u8, bool, bool)]) {
     plane.patch(&format!("{SLICES}/am"), json!({"endpoints": endpoints(list)})).await;
 }
 
-/// Pushes as a correlator with this configuration would, with the rights that the chart gives it: these, and no more.
-async fn push(plane: &ControlPlane, alertmanagers: &Value, metrics: &Metrics) -> Pusher {
+/// The kubeconfig of an account with the rights that the chart gives a correlator: these, and no more.
+async fn correlator(plane: &ControlPlane) -> PathBuf {
     create_account(plane, "dns", "nslookout").await;
     let verbs = json!(["get", "list", "watch"]);
     let rules = json!([
@@ -98,11 +98,14 @@ async fn push(plane: &ControlPlane, alertmanagers: &Value, metrics: &Metrics) ->
     ]);
     grant(plane, "nslookout", ("dns", "nslookout"), rules).await;
     let token = plane.token("dns/nslookout", json!({})).await;
-    push_as(&plane.kubeconfig("nslookout", &token), alertmanagers, metrics)
+    plane.kubeconfig("nslookout", &token)
 }
 
-fn push_as(kubeconfig: &Path, alertmanagers: &Value, metrics: &Metrics) -> Pusher {
-    let text = json!({"cluster": {"kubeconfig": kubeconfig}, "alertmanagers": alertmanagers}).to_string();
+/// Pushes as a correlator with this configuration would; what one of this account keeps is there for the next.
+fn push(kubeconfig: &Path, alertmanagers: &Value, metrics: &Metrics) -> Pusher {
+    let store = json!({"path": kubeconfig.with_extension("store")});
+    let text = json!({"cluster": {"kubeconfig": kubeconfig}, "alertmanagers": alertmanagers, "store": store});
+    let text = text.to_string();
     let mut inventory = Inventory::default();
     inventory.service.addresses = vec!["10.96.0.10:53".parse().unwrap()];
     // The sender may go: what it last said stays.
@@ -137,12 +140,12 @@ async fn alertmanagers_come_and_go_with_their_service_and_nobody_is_told_twice()
     create_account(&plane, "monitoring", "default").await;
     let metrics = Metrics::new().unwrap();
     let service = json!({"namespace": "monitoring", "name": "alertmanager", "port": "http-web"});
-    let pusher =
-        push(&plane, &json!({"services": [service], "interval": "700ms", "lasting": "2800ms"}), &metrics)
-            .await;
+    let told = json!({"services": [service], "interval": "700ms", "lasting": "2800ms"});
+    let account = correlator(&plane).await;
+    let pusher = push(&account, &told, &metrics);
     let about = "Alertmanagers of monitoring/alertmanager";
     let stranger = plane.kubeconfig("stranger", &plane.token("monitoring/default", json!({})).await);
-    let refused = push_as(&stranger, &json!({"services": [service]}), &Metrics::new().unwrap());
+    let refused = push(&stranger, &json!({"services": [service]}), &Metrics::new().unwrap());
     let words =
         "RBAC: system:serviceaccount:monitoring:default may not list services in the namespace monitoring";
     until_noted(&refused, about, words).await;
@@ -203,6 +206,12 @@ async fn alertmanagers_come_and_go_with_their_service_and_nobody_is_told_twice()
     pusher.set(vec![Alert { ends_at: Some(WallTime::now()), ..one }, three]);
     eventually("the second hears the end of One", async || second.told("One") == (1, 1)).await;
 
+    // A process that begins now knows whom to tell, too.
+    let next = push(&account, &told, &Metrics::new().unwrap());
+    next.set(vec![alert("Four", WallTime::now())]);
+    eventually("the second hears of Four", async || second.told("Four") == (1, 0)).await;
+    drop(next);
+
     // It is back, and the first as well, started anew: it hears what fires, and nothing of what is over.
     first.down().await;
     first.up().await;
@@ -245,7 +254,8 @@ async fn a_pager_that_needs_cluster_dns_is_told_beforehand() {
     let service = json!({"namespace": "monitoring", "name": "alertmanager", "port": 80});
     // The third by its address alone; the fourth is no pod's.
     let addresses = [3, 4].map(|index| format!("http://{}", address(index)));
-    let pusher = push(&plane, &json!({"services": [&service], "addresses": addresses}), &metrics).await;
+    let account = correlator(&plane).await;
+    let pusher = push(&account, &json!({"services": [&service], "addresses": addresses}), &metrics);
     until_noted(&pusher, "Alertmanager monitoring/am-1", "(dnsPolicy ClusterFirst)").await;
     until_noted(&pusher, "Alertmanager monitoring/am-3", "(dnsPolicy ClusterFirstWithHostNet)").await;
     assert!(pusher.notes().iter().all(|note| note.mend.contains("dnsPolicy: Default")));
