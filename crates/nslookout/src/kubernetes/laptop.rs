@@ -4,6 +4,9 @@
 //! the one place where a name is resolved: the host of the kubeconfig, by the laptop's own name servers. The
 //! cluster's DNS is not needed.
 
+mod error;
+mod pod;
+
 use std::env;
 use std::error::Error as StdError;
 use std::io;
@@ -20,7 +23,7 @@ use hyper_util::rt::TokioIo;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::ListParams;
 use kube::client::AuthError;
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::core::Status as ApiStatus;
 use kube::{Api, Client, Config, ResourceExt};
 use tokio::time::timeout;
@@ -29,6 +32,8 @@ use tower::service_fn;
 use super::connect::client;
 use super::trouble::root;
 use crate::status::Status;
+pub use error::AskError;
+use pod::{port, why_not_running};
 
 /// Which cluster is asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -48,90 +53,6 @@ pub struct Answer {
     pub status: Status,
     /// Who said it: "nslookout/nslookout-correlator-x at https://10.0.0.1:6443".
     pub by: String,
-}
-
-/// Why a cluster could not be asked.
-#[derive(Debug, thiserror::Error)]
-pub enum AskError {
-    /// Nothing says which cluster.
-    #[error("no kubeconfig: {} is not there; name one by --kubeconfig or KUBECONFIG", .path.display())]
-    NoKubeconfig {
-        /// The file that was looked for.
-        path: PathBuf,
-    },
-    /// The kubeconfig.
-    #[error("the kubeconfig can't be used: {}", root(.0))]
-    Kubeconfig(#[source] KubeconfigError),
-    /// It, or HTTPS_PROXY, wants a proxy.
-    #[error(
-        "the API server is to be asked through the proxy {0} (proxy-url, or https_proxy), which is not supported"
-    )]
-    Proxy(String),
-    /// resolv.conf.
-    #[error("names can't be resolved here: {0}")]
-    Resolver(String),
-    /// Certificates, or a credential plugin.
-    #[error("the credentials of the kubeconfig can't be used: {0}")]
-    Credentials(String),
-    /// No answer.
-    #[error("the API server {server} can't be reached: {why}")]
-    Unreachable {
-        /// Its URL.
-        server: String,
-        /// The first cause.
-        why: String,
-    },
-    /// 401.
-    #[error("the API server {server} does not accept the credentials of the kubeconfig (401 Unauthorized)")]
-    Unauthorized {
-        /// Its URL.
-        server: String,
-    },
-    /// 403.
-    #[error("RBAC: {message}; {needs}")]
-    Forbidden {
-        /// What the API server says: who may not do what.
-        message: String,
-        /// What is needed.
-        needs: String,
-    },
-    /// Another refusal.
-    #[error("the API server {server} answers {code}: {message}")]
-    Refused {
-        /// Its URL.
-        server: String,
-        /// The HTTP status.
-        code: u16,
-        /// Its words.
-        message: String,
-    },
-    /// Not installed there.
-    #[error("no correlator pod in {place}: is nslookout installed there? {hint}")]
-    NoPod {
-        /// Where it was looked for.
-        place: String,
-        /// What to do.
-        hint: &'static str,
-    },
-    /// Installed twice.
-    #[error("nslookout is in several namespaces ({0}): name one by --namespace")]
-    Several(String),
-    /// It is there and does not run.
-    #[error("the correlator's pod {pod} does not run: {why}")]
-    NotRunning {
-        /// Namespace and name.
-        pod: String,
-        /// What Kubernetes says of it.
-        why: String,
-    },
-    /// The port-forward broke, or what answers is something else.
-    #[error("the correlator's pod {pod} gives no status: {why}")]
-    NoStatus {
-        /// Namespace and name.
-        pod: String,
-        /// The first cause.
-        why: String,
-    },
 }
 
 /// Whether a kubeconfig is there without being named: by KUBECONFIG, or at ~/.kube/config.
@@ -323,48 +244,6 @@ fn is_running(pod: &Pod) -> bool {
     why_not_running(pod).is_none()
 }
 
-/// What keeps it from running, in Kubernetes' own words.
-fn why_not_running(pod: &Pod) -> Option<String> {
-    if pod.metadata.deletion_timestamp.is_some() {
-        return Some("it is being deleted".to_owned());
-    }
-    let status = pod.status.clone().unwrap_or_default();
-    for container in status.container_statuses.iter().flatten() {
-        let Some(state) = &container.state else { continue };
-        if let Some(waiting) = &state.waiting {
-            let reason = waiting.reason.as_deref().unwrap_or("waiting");
-            return Some(with_message(reason, waiting.message.as_deref()));
-        }
-        if let Some(ended) = &state.terminated {
-            let reason = ended.reason.as_deref().unwrap_or("ended");
-            return Some(format!("{reason}, exit code {}", ended.exit_code));
-        }
-    }
-    let phase = status.phase.as_deref().unwrap_or("Unknown");
-    if phase == "Running" {
-        return None;
-    }
-    let unmet = status.conditions.iter().flatten().find(|one| one.status == "False" && one.message.is_some());
-    Some(unmet.map_or_else(
-        || phase.to_owned(),
-        |one| with_message(one.reason.as_deref().unwrap_or(phase), one.message.as_deref()),
-    ))
-}
-
-fn with_message(reason: &str, message: Option<&str>) -> String {
-    let message = message.unwrap_or_default().lines().next().unwrap_or_default();
-    if message.is_empty() { reason.to_owned() } else { format!("{reason}: {message}") }
-}
-
-/// Where its page is, by the name that the chart gives the port.
-fn port(pod: &Pod) -> u16 {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
-    let ports = containers.flat_map(|container| container.ports.iter().flatten());
-    let named = ports.filter(|port| port.name.as_deref() == Some("metrics"));
-    let known = named.filter_map(|port| u16::try_from(port.container_port).ok()).next();
-    known.unwrap_or_else(|| crate::config::DEFAULT_LISTEN.port())
-}
-
 /// A plugin that fails says why on its standard error, which is the user's own terminal.
 fn credentials(error: &kube::Error) -> AskError {
     AskError::Credentials(match error {
@@ -398,42 +277,3 @@ const NAMESPACE: &str = "nslookout";
 const ANSWER: Duration = Duration::from_secs(10);
 /// A status of hundreds of incidents is below one megabyte.
 const MAX_BODY_BYTES: usize = 16 * 1024 * 1024;
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn pod(status: &Value) -> Pod {
-        serde_json::from_value(json!({ "metadata": { "name": "x" }, "status": status })).unwrap()
-    }
-
-    #[test]
-    fn a_pod_that_does_not_run_says_why() {
-        let waiting = json!({ "phase": "Pending", "containerStatuses": [{
-            "name": "correlator", "image": "x", "imageID": "", "ready": false, "restartCount": 0,
-            "state": { "waiting": { "reason": "ErrImagePull", "message": "not found\nat all" } },
-        }] });
-        let unscheduled = json!({ "phase": "Pending", "conditions": [{
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes are available",
-        }] });
-        for (status, words) in [
-            (waiting, Some("ErrImagePull: not found")),
-            (unscheduled, Some("Unschedulable: 0/2 nodes are available")),
-            (json!({ "phase": "Failed" }), Some("Failed")),
-            (json!({ "phase": "Running" }), None),
-        ] {
-            assert_eq!(why_not_running(&pod(&status)).as_deref(), words, "{status}");
-        }
-    }
-
-    #[test]
-    fn the_port_is_the_one_that_the_chart_names() {
-        let named = json!({ "metadata": {}, "spec": { "containers": [{ "name": "correlator", "ports": [
-            { "name": "reports", "containerPort": 9854 }, { "name": "metrics", "containerPort": 19853 },
-        ] }] } });
-        assert_eq!(port(&serde_json::from_value(named).unwrap()), 19853);
-        assert_eq!(port(&pod(&json!({}))), 9853);
-    }
-}
