@@ -254,6 +254,14 @@ impl View {
         seen.or(self.inventory_since.map(|since| (since, false)))
     }
 
+    /// Whether an entry on this one's node was used long after their backend had left.
+    pub fn others_still_send(&self, mapping: &Mapping, departed: WallTime) -> bool {
+        self.mappings.values().any(|entry| {
+            let same = entry.mapping.node == mapping.node && entry.mapping.backend == mapping.backend;
+            same && entry.told.is_some_and(|told| told >= departed)
+        })
+    }
+
     /// The drop that killed one of the lookup's packets: the same socket, or the same query by its ID and name from
     /// the same client (or one that NAT has renamed).
     pub fn drop_of(&self, queries: &[Query]) -> Option<&KernelDrop> {

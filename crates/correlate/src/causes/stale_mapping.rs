@@ -49,8 +49,10 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
         return None;
     }
     let (departed, seen) = view.departed(mapping)?;
-    // A lookup's own packet is the renewal; soon after the change, kube-proxy may still be at work.
-    if matches!(symptom.kind, Kind::Lookup(_)) && symptom.at < departed.plus(RULES_SETTLE) {
+    // A lookup's own packet is the renewal; soon after the change, kube-proxy may still be at work. Where others send
+    // there long after it, it was not.
+    let at_once = matches!(symptom.kind, Kind::Lookup(_)) && symptom.at < departed.plus(RULES_SETTLE);
+    if at_once && !view.others_still_send(mapping, departed) {
         return None;
     }
     let client = mapping.original.source;
@@ -60,7 +62,7 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
         "which the inventory does not have (is it up to date?)".into()
     };
     Some(Judgement {
-        confidence: if seen { Confidence::Certain } else { Confidence::Likely },
+        confidence: if seen && !at_once { Confidence::Certain } else { Confidence::Likely },
         scope: Some(Scope {
             node: Some(mapping.node.clone()),
             server: Some(mapping.backend.to_string()),
@@ -102,7 +104,7 @@ const RULES_SETTLE: Duration = Duration::from_secs(3);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{inventory, inventory_view, mapping_symptom};
+    use crate::testing::{inventory, inventory_view, lookup_symptom, mapping_symptom};
 
     #[test]
     fn a_renewed_entry_to_a_departed_server_is_certain() {
@@ -116,6 +118,24 @@ mod tests {
         assert_eq!(scope.node.as_deref(), Some("node-a"));
         assert_eq!(scope.server.as_deref(), Some("10.244.1.2:53"));
         assert_eq!(scope.client.as_deref(), Some("default/app"));
+    }
+
+    #[test]
+    fn a_lookup_right_after_the_change_is_drawn_in_where_the_entry_outlives_it() {
+        let mut view = inventory_view();
+        view.learn_inventory(view.now, inventory(&["10.244.2.3:53"]));
+        let renewed = view.now.plus(Duration::from_secs(9));
+        let stale = mapping_symptom(renewed);
+        let Kind::Mapping(mapping) = &stale.kind else { panic!() };
+        let mut symptom = lookup_symptom(Failure::Silent);
+        let Kind::Lookup(lookup) = &mut symptom.kind else { panic!() };
+        lookup.queries[0].source = mapping.original.source;
+        (symptom.at, lookup.queries[0].sent) = (view.now, view.now);
+        view.learn_mapping(view.now.plus(Duration::from_secs(1)), None, mapping, RULES_SETTLE);
+        assert!(view.mapping_of(symptom.lookup().unwrap()).is_some());
+        assert!(judge(&symptom, &view).is_none(), "kube-proxy may still be at work");
+        view.learn_mapping(renewed, Some(renewed), mapping, RULES_SETTLE);
+        assert_eq!(judge(&symptom, &view).unwrap().confidence, Confidence::Likely);
     }
 
     #[test]
