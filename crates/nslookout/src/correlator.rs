@@ -4,10 +4,9 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use evidence::{CoverageState, Observer, Role};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
@@ -28,6 +27,7 @@ use crate::transport::ledger::Ledger;
 use crate::transport::outlook::Outlooks;
 use crate::transport::refusal::Refusals;
 use crate::transport::reviews::Reviews;
+use crate::transport::roster::Roster;
 use crate::transport::server::{self, Limits};
 use crate::transport::token_file::TokenFile;
 use crate::{alertmanager, http, inventory, kubernetes, observers};
@@ -47,13 +47,13 @@ pub async fn run(config: Config) -> Result<()> {
     tokio::spawn(http::serve(page, metrics.clone(), status));
 
     let (out, reports) = mpsc::channel(REPORTS);
-    let inventory = inventory::watch(&config.cluster, out.clone());
-    observers::servers(&config, inventory.clone(), out);
-    let outlooks = Arc::new(Outlooks::new(inventory));
+    let followed = inventory::follow(&config.cluster, out.clone());
+    observers::servers(&config, followed.inventory.clone(), out);
     let (batches_out, batches) = mpsc::channel(REPORTS);
     let desk = Desk {
         reviews: Reviews::new(reviewer, figures.reviews.clone()),
-        outlooks: outlooks.clone(),
+        outlooks: Outlooks::new(followed),
+        roster: Roster::new(config.prober.clone(), Instant::now()),
         out: batches_out,
         figures: figures.clone(),
         refusals: Refusals::new(figures.clone()),
@@ -76,18 +76,9 @@ pub async fn run(config: Config) -> Result<()> {
     let pusher = alertmanager::of(&config, &metrics);
     let pipeline = Pipeline::of(&config, reports, batches);
     let bench = Bench { metrics, status_out, pusher };
-    judge(&config, pipeline, bench, signals, |pipeline, batch| {
+    judge(&config, pipeline, bench, signals, |pipeline| {
         pulse.beat();
         figures.missing.set(i64::try_from(pipeline.correlator().lost().1).unwrap_or(i64::MAX));
-        // A source that can't be read says so, and its last word grows old.
-        let told = batch.filter(|batch| batch.role == Role::Inventory).is_some_and(|batch| {
-            batch.coverage.iter().any(|line| {
-                line.observer == Observer::Inventory && !matches!(line.state, CoverageState::Denied { .. })
-            })
-        });
-        if told {
-            outlooks.confirm();
-        }
     })
     .await;
     Ok(())

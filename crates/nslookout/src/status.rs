@@ -6,6 +6,8 @@ use correlate::{Incident, Severity};
 use evidence::{Coverage, CoverageState, Observer, WallTime};
 use serde::{Deserialize, Serialize};
 
+use crate::probes::ProbeLoad;
+
 /// Whether DNS works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -52,6 +54,9 @@ pub struct Status {
     pub profiles: Vec<ProfileStatus>,
     /// Who looked where, and how well.
     pub coverage: Vec<Coverage>,
+    /// How much all probers ask, and may ask at most. None of a single look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<ProbeLoad>,
     /// Symptoms by cause since the start.
     pub symptoms: Vec<SymptomCount>,
 }
@@ -124,6 +129,9 @@ impl Status {
         if !self.profiles.is_empty() {
             out.push('\n');
             out.push_str(&self.profile_table());
+        }
+        if let Some(probes) = &self.probes {
+            out.push_str(&format!("\n  probes     {}\n", probes.words()));
         }
         // A verdict names its own gaps.
         let gaps = self.gaps();
