@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::fates::Fates;
 use crate::incident::{Confidence, Incident};
 use crate::incidents::{Change, Grounds, Incidents};
+use crate::snapshot::Snapshot;
 use crate::symptom::{Failure, Kind, Query, Symptom, TroubledLookup};
 use crate::view::{Ended, View};
 
@@ -79,6 +80,20 @@ impl Correlator {
         self.attribute();
         let grounds = Grounds { config: &self.config, view: &self.view, fates: &self.fates };
         self.incidents.turn(grounds)
+    }
+
+    /// What the next process needs for the open incidents to go on.
+    pub fn snapshot(&self) -> Snapshot {
+        let (opened, incidents) = self.incidents.save();
+        Snapshot { opened, incidents, blind: self.view.sight.save_blind(self.view.now) }
+    }
+
+    /// Goes on with the incidents of an earlier process, since when they began. The next turn tells them as updated; one
+    /// of which no symptom is seen closes.
+    pub fn restore(&mut self, snapshot: Snapshot, now: WallTime) {
+        self.advance(now);
+        self.view.sight.restore_blind(snapshot.blind);
+        self.incidents.restore(snapshot.opened, snapshot.incidents, self.view.now);
     }
 
     /// The incidents that are open, the gravest first.

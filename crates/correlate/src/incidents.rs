@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::fates::Fates;
 use crate::incident::{Confidence, Incident, Scope, Severity};
 use crate::open::Open;
+use crate::snapshot::Saved;
 use crate::symptom::Symptom;
 use crate::view::View;
 
@@ -93,6 +94,27 @@ impl Incidents {
         for open in self.open.values_mut() {
             open.last_symptom = open.last_symptom.min(now);
             open.refreshed = open.refreshed.min(now);
+        }
+    }
+
+    /// What the next process needs to go on.
+    pub fn save(&self) -> (u64, Vec<Saved>) {
+        (self.opened, self.open.values().map(Saved::of).collect())
+    }
+
+    /// Goes on with what an earlier process had open. What is open here already has begun then.
+    pub fn restore(&mut self, opened: u64, incidents: Vec<Saved>, now: WallTime) {
+        self.opened = self.opened.max(opened);
+        for saved in incidents {
+            let Some(mut open) = saved.open(now) else { continue };
+            if let Some(present) = self.open.get_mut(open.cause.id) {
+                present.incident.since = present.incident.since.min(open.incident.since);
+                self.changes.push(Change::Updated(present.incident.clone()));
+                continue;
+            }
+            open.last_symptom = open.last_symptom.min(now);
+            self.changes.push(Change::Updated(open.incident.clone()));
+            self.open.insert(open.cause.id, open);
         }
     }
 
@@ -188,14 +210,17 @@ impl Incidents {
 
     fn close(&mut self, grounds: Grounds) {
         let now = grounds.view.now;
-        let over: Vec<&'static str> = self
-            .open
-            .iter()
-            .filter(|(_, open)| {
-                now.since(open.last_symptom) >= grounds.config.close_after || open.retracted >= open.folded
-            })
-            .map(|(id, _)| *id)
-            .collect();
+        // While nobody looks, no symptom comes: that an incident is over would be a guess.
+        let watched = grounds.view.sight.watched_since(now);
+        let is_over = |open: &Open| {
+            let Some(watched) = watched else { return false };
+            let close_after = grounds.config.close_after;
+            let after = open.restored.map_or(close_after, |_| close_after.max(TAKEN_OVER));
+            let from = open.last_symptom.max(watched).max(open.restored.unwrap_or(WallTime(0)));
+            now.since(from) >= after || open.retracted >= open.folded
+        };
+        let over: Vec<&'static str> =
+            self.open.iter().filter(|(_, open)| is_over(open)).map(|(id, _)| *id).collect();
         for id in over {
             if let Some(mut open) = self.open.remove(id) {
                 open.incident.until = Some(open.last_symptom);
@@ -285,4 +310,6 @@ fn without_passing(changes: Vec<Change>) -> Vec<Change> {
 /// Lookups of one node by the Service, none of them answered: the node fails wholly.
 const WHOLE_NODE: u64 = 5;
 const GRAVER_WITHIN: Duration = Duration::from_secs(5);
+/// All agents find a correlator that began anew within this time: before, one that sees no symptom says little.
+const TAKEN_OVER: Duration = Duration::from_secs(20);
 const MOST_WAITING: usize = 4096;

@@ -16,6 +16,7 @@ mod incidents;
 mod open;
 mod servers;
 mod sight;
+mod snapshot;
 mod symptom;
 #[cfg(test)]
 mod testing;
@@ -26,4 +27,5 @@ pub use config::Config;
 pub use correlator::{Blind, Correlator};
 pub use incident::{Confidence, Explained, Incident, NotSeen, RuledOut, Scope, Severity, Suffers};
 pub use incidents::Change;
+pub use snapshot::Snapshot;
 pub use view::time_of_day;

@@ -34,6 +34,8 @@ pub(crate) struct Open {
     /// Troubled lookups by the Service's address, by node: how many, since when.
     pub by_node: BTreeMap<String, (u64, WallTime)>,
     pub refreshed: WallTime,
+    /// When it was taken over from an earlier process, until this one has seen a symptom of it.
+    pub restored: Option<WallTime>,
 }
 
 impl Open {
@@ -73,6 +75,7 @@ impl Open {
             failed: VecDeque::new(),
             by_node: BTreeMap::new(),
             refreshed: WallTime(0),
+            restored: None,
         }
     }
 
@@ -84,6 +87,7 @@ impl Open {
         view: &View,
     ) {
         self.folded += 1;
+        self.restored = None;
         self.count_node(judgement);
         self.incident.confidence = self.incident.confidence.max(judgement.confidence);
         self.last_symptom = self.last_symptom.max(symptom.at);
@@ -158,6 +162,11 @@ impl Open {
 
     pub fn refresh(&mut self, view: &View) {
         self.refreshed = view.now;
+        self.base.complete(view);
+        // What was told of it is all that is known of it yet.
+        if self.restored.is_some() {
+            return;
+        }
         let exact = self
             .cause
             .drops

@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use evidence::{Coverage, CoverageState, Observer, WallTime};
 
+use crate::snapshot::SavedBlind;
+
 /// What observers last said of themselves.
 #[derive(Debug, Default)]
 pub(crate) struct Sight {
     lines: BTreeMap<(Observer, String), Line>,
+    /// The span in which somebody looks who would see symptoms: its beginning, and when one last said so.
+    watched: Option<(WallTime, WallTime)>,
 }
 
 /// A coverage line and when it was last said.
@@ -33,6 +37,10 @@ impl Sight {
             CoverageState::Looked { lost } => (true, lost > 0),
             CoverageState::Denied { .. } | CoverageState::Unsupported { .. } => (false, false),
         };
+        if looks && WITNESSES.contains(&coverage.observer) {
+            let begin = self.watched.filter(|(_, last)| *last >= said.minus(STALE)).map(|(begin, _)| begin);
+            self.watched = Some((begin.unwrap_or(said), said));
+        }
         let line = self.lines.entry(key).or_insert_with(|| Line {
             coverage: coverage.clone(),
             said,
@@ -51,6 +59,38 @@ impl Sight {
     pub fn forget_servers(&mut self, but: &BTreeSet<String>) {
         self.lines
             .retain(|(observer, place), _| *observer != Observer::CorednsMetrics || but.contains(place));
+    }
+
+    /// A node that has left the cluster is no gap, once its last word is old. Observers are named after their node.
+    pub fn forget_nodes(&mut self, but: &BTreeSet<&str>, now: WallTime) {
+        if but.is_empty() {
+            return;
+        }
+        let horizon = now.minus(FORGOTTEN);
+        self.lines.retain(|(observer, place), line| {
+            let node = place.split('/').next().unwrap_or(place);
+            line.said >= horizon || !OF_NODES.contains(observer) || but.contains(node)
+        });
+    }
+
+    /// Since when somebody has been looking who would see symptoms; nothing if nobody is.
+    pub fn watched_since(&self, now: WallTime) -> Option<WallTime> {
+        self.watched.filter(|(_, last)| *last >= now.minus(STALE)).map(|(begin, _)| begin)
+    }
+
+    /// Who is blind, to be told to the next process.
+    pub fn save_blind(&self, now: WallTime) -> Vec<SavedBlind> {
+        let blind = self.lines.values().filter(|line| line.looked_once);
+        let blind = blind.filter(|line| line.gap(WallTime(i64::MAX), now).is_some());
+        blind.map(|line| SavedBlind { coverage: line.coverage.clone(), said: line.said }).collect()
+    }
+
+    /// Takes over who was blind. One that has spoken already knows better.
+    pub fn restore_blind(&mut self, blind: Vec<SavedBlind>) {
+        for SavedBlind { coverage, said } in blind.into_iter().take(MOST_PLACES) {
+            let key = (coverage.observer, coverage.place.clone());
+            self.lines.entry(key).or_insert(Line { coverage, said, looked_once: true, lost_at: None });
+        }
     }
 
     /// Whether an observer looked everywhere it is known, and lost nothing since then.
@@ -120,4 +160,11 @@ impl Line {
 
 /// Observers speak every 5 s at least; three missed turns are silence.
 const STALE: Duration = Duration::from_secs(15);
+/// Those whose observations are symptoms.
+const WITNESSES: [Observer; 3] = [Observer::Prober, Observer::Drops, Observer::ConntrackTable];
+/// Those whose places are nodes, where nslookout runs in parts.
+const OF_NODES: [Observer; 4] =
+    [Observer::Prober, Observer::Drops, Observer::ConntrackTable, Observer::ConntrackCounters];
+/// A node that is replaced under the same name comes back sooner.
+const FORGOTTEN: Duration = Duration::from_secs(60);
 const MOST_PLACES: usize = 4096;

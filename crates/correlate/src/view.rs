@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use evidence::{
@@ -16,7 +17,7 @@ use crate::symptom::{Query, TroubledLookup};
 mod counts;
 mod names;
 
-pub(crate) use counts::Baseline;
+pub(crate) use counts::{Baseline, SavedBaseline};
 pub use names::time_of_day;
 
 /// A lookup that ended.
@@ -46,7 +47,7 @@ pub(crate) type TotalsKey = (String, Place, DropClass);
 #[derive(Debug, Default)]
 pub(crate) struct View {
     pub now: WallTime,
-    pub inventory: Inventory,
+    pub inventory: Arc<Inventory>,
     pub inventory_known: bool,
     pub drops: VecDeque<(WallTime, KernelDrop)>,
     pub mappings: BTreeMap<(String, u32), Entry>,
@@ -94,9 +95,9 @@ impl View {
     }
 
     /// Takes a new state of the cluster.
-    pub fn learn_inventory(&mut self, at: WallTime, inventory: Inventory) {
+    pub fn learn_inventory(&mut self, at: WallTime, inventory: impl Into<Arc<Inventory>>) {
         let before = self.serving();
-        self.inventory = inventory;
+        self.inventory = inventory.into();
         let after = self.serving();
         for gone in before.difference(&after) {
             self.departed.insert(*gone, at);
@@ -114,6 +115,8 @@ impl View {
         let places: BTreeSet<String> =
             self.inventory.endpoints.iter().map(|e| e.address.to_string()).collect();
         self.sight.forget_servers(&places);
+        let nodes: BTreeSet<&str> = self.inventory.nodes.iter().map(|node| node.name.as_str()).collect();
+        self.sight.forget_nodes(&nodes, at);
         self.inventory_known = true;
         self.inventory_since.get_or_insert(at);
     }

@@ -6,8 +6,10 @@
 //! Alertmanagers are named by address: a name would have to be resolved, and DNS is what is broken. When this
 //! process ends nothing is resolved: what fires runs out by its end unless a successor goes on.
 
+mod adopt;
 mod board;
 mod delivery;
+mod ledger;
 mod letter;
 
 use std::collections::BTreeMap;
@@ -18,12 +20,14 @@ use std::time::Duration;
 use evidence::WallTime;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::config::{Alerting, Config};
 use crate::metrics::Metrics;
+pub use adopt::incident;
 use board::Board;
-use delivery::Delivery;
+use delivery::{Delivery, Question};
+pub use ledger::{Ledger, ToldAll};
 
 /// The `alertmanagers` part of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -32,11 +36,16 @@ pub struct AlertmanagersConfig {
     /// Each of them as http://IP:PORT, never through a ClusterIP and never by name: both need what may be broken.
     /// Every one gets all alerts; they sort out among themselves who tells.
     pub addresses: Vec<String>,
-    /// Firing alerts are sent again so often, and run out after four times as long if nobody sends them.
-    /// Restarts of nslookout take less, and a lost Alertmanager knows all again after one interval.
+    /// Firing alerts are sent again so often: a lost Alertmanager knows all again after one interval.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
     pub interval: Duration,
+    /// Firing alerts run out so long after they were last sent. Long enough for a correlator whose node has died to be
+    /// started on another one: 50 s until Kubernetes gives a node up, 15 s of toleration, and time to start. One that
+    /// runs out before that is told as over, and then anew.
+    #[serde(with = "humantime_serde")]
+    #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
+    pub lasting: Duration,
     /// A push that takes longer has failed.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = r"^\d+(ms|s|m|h|d)$"))]
@@ -45,7 +54,12 @@ pub struct AlertmanagersConfig {
 
 impl Default for AlertmanagersConfig {
     fn default() -> Self {
-        Self { addresses: Vec::new(), interval: Duration::from_secs(15), timeout: Duration::from_secs(5) }
+        Self {
+            addresses: Vec::new(),
+            interval: Duration::from_secs(15),
+            lasting: Duration::from_secs(180),
+            timeout: Duration::from_secs(5),
+        }
     }
 }
 
@@ -64,6 +78,12 @@ impl AlertmanagersConfig {
         if self.interval < Duration::from_millis(100) {
             mistakes.push("alertmanagers.interval: is below 100ms".into());
         }
+        if self.lasting < self.interval * 2 {
+            mistakes.push(
+                "alertmanagers.lasting: is below two intervals, so alerts would run out while they fire"
+                    .into(),
+            );
+        }
         if self.timeout.is_zero() {
             mistakes.push("alertmanagers.timeout: is zero, so every push would fail".into());
         }
@@ -72,7 +92,8 @@ impl AlertmanagersConfig {
 }
 
 /// One alert in its present state.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Alert {
     /// Its identity: fixed for its life.
     pub labels: BTreeMap<String, String>,
@@ -88,6 +109,16 @@ pub struct Alert {
 #[derive(Debug)]
 pub struct Pusher {
     board: watch::Sender<Arc<Board>>,
+    held: mpsc::Receiver<Vec<Alert>>,
+}
+
+/// What an earlier process has left.
+#[derive(Debug, Clone, Default)]
+pub struct Legacy {
+    /// What Alertmanagers have taken.
+    pub ledger: Ledger,
+    /// Nothing else: they are asked what still fires.
+    pub asks: bool,
 }
 
 impl Pusher {
@@ -98,27 +129,42 @@ impl Pusher {
             self.board.send_replace(Arc::new(next));
         }
     }
+
+    /// What an Alertmanager still holds of an earlier process, once for each of them; for ever where none is asked.
+    /// Cancel-safe.
+    pub async fn held(&mut self) -> Vec<Alert> {
+        match self.held.recv().await {
+            Some(alerts) => alerts,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// As the configuration has it: none where Prometheus sends alerts.
-pub fn of(config: &Config, metrics: &Metrics) -> Option<Pusher> {
+pub fn of(config: &Config, legacy: Legacy, metrics: &Metrics) -> Option<Pusher> {
     match config.alerting {
-        Alerting::Push => Some(start(&config.alertmanagers, &config.cluster.name, metrics)),
+        Alerting::Push => Some(start(&config.alertmanagers, &config.cluster.name, legacy, metrics)),
         Alerting::Prometheus => None,
     }
 }
 
 /// Starts a task for each Alertmanager on the caller's runtime, and with them the watchdog alert. Addresses that
 /// `mistakes` would name are left out.
-pub fn start(config: &AlertmanagersConfig, cluster: &str, metrics: &Metrics) -> Pusher {
+pub fn start(config: &AlertmanagersConfig, cluster: &str, legacy: Legacy, metrics: &Metrics) -> Pusher {
+    let (holds, held) = mpsc::channel(MOST_ANSWERS);
     let (board, receiver) = watch::channel(Arc::new(Board::new(watchdog(cluster, WallTime::now()))));
     for target in config.addresses.iter().filter_map(|text| Target::parse(text).ok()) {
-        match Delivery::new(config, target, receiver.clone(), metrics.clone()) {
+        let told = legacy.ledger.of(&target.address.to_string());
+        let question = legacy.asks.then(|| Question {
+            path: format!("{}{}", target.prefix, adopt::path(cluster)),
+            out: holds.clone(),
+        });
+        match Delivery::new(config, target, receiver.clone(), told, question, metrics.clone()) {
             Ok(delivery) => drop(tokio::spawn(delivery.run())),
             Err(error) => tracing::error!("alerts can't be sent: {error}"),
         }
     }
-    Pusher { board }
+    Pusher { board, held }
 }
 
 /// Fires as long as nslookout can push: an outside heartbeat tells when it no longer does.
@@ -171,6 +217,9 @@ impl Target {
         Ok(Self { address, prefix: path.trim_end_matches('/').to_owned() })
     }
 }
+
+/// Answers that wait while a verdict is being made.
+const MOST_ANSWERS: usize = 16;
 
 /// Alertmanager's own.
 const DEFAULT_PORT: u16 = 9093;

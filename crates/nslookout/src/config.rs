@@ -21,6 +21,7 @@ pub use parts::{
 
 use crate::alertmanager::AlertmanagersConfig;
 use crate::inventory::ClusterConfig;
+use crate::store::StoreConfig;
 
 /// All that can be set. Every key has a default that works on one machine.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +45,8 @@ pub struct Config {
     pub alerting: Alerting,
     /// Where alerts are pushed.
     pub alertmanagers: AlertmanagersConfig,
+    /// What is kept over restarts.
+    pub store: StoreConfig,
     /// The metrics page and the API.
     pub metrics: MetricsConfig,
     /// The agents, where nslookout runs in parts.

@@ -17,7 +17,8 @@ use crate::config::Config;
 use crate::kubernetes::Keeper;
 use crate::metrics::Metrics;
 use crate::pipeline::{Pipeline, REPORTS};
-use crate::run::{Bench, Signals, judge};
+use crate::run::{Bench, Past, Signals, judge};
+use crate::store::Store;
 use crate::transport::Reviewer;
 use crate::transport::api_server::ApiReviewer;
 use crate::transport::authority::Authority;
@@ -73,9 +74,11 @@ pub async fn run(config: Config) -> Result<()> {
             state: format!("{} agents connected", figures.connections.get()),
         }
     }));
-    let pusher = alertmanager::of(&config, &metrics);
+    let (store, found) = Store::open(&config.store, &config.cluster.name);
+    let past = Past::of(found, config.alertmanagers.lasting);
+    let pusher = alertmanager::of(&config, past.legacy(), &metrics);
     let pipeline = Pipeline::of(&config, reports, batches);
-    let bench = Bench { metrics, status_out, pusher };
+    let bench = Bench { metrics, status_out, pusher, store, past };
     judge(&config, pipeline, bench, signals, |pipeline| {
         pulse.beat();
         figures.missing.set(i64::try_from(pipeline.correlator().lost().1).unwrap_or(i64::MAX));

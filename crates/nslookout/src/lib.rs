@@ -18,4 +18,5 @@ pub mod pipeline;
 pub mod probes;
 pub mod run;
 pub mod status;
+pub mod store;
 pub mod transport;

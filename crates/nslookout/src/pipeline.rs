@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use correlate::{Change, Correlator};
+use correlate::{Change, Correlator, Snapshot};
 use evidence::{Batch, ClockReading, Inventory, Lookup, Observation, Report, ServerRole, WallTime};
 use prober::Duty;
 use tokio::sync::{mpsc, watch};
@@ -100,6 +100,11 @@ impl Pipeline {
             }
         }
         Step::Batch(Box::new(batch))
+    }
+
+    /// Goes on with the incidents of an earlier process.
+    pub fn restore(&mut self, snapshot: Snapshot, now: WallTime) {
+        self.correlator.restore(snapshot, now);
     }
 
     /// The correlator, to read.

@@ -25,7 +25,7 @@ use hyper_util::rt::TokioIo;
 use netns::Namespace;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use nslookout::alertmanager::{Alert, AlertmanagersConfig, Pusher, start};
+use nslookout::alertmanager::{Alert, AlertmanagersConfig, Ledger, Legacy, Pusher, ToldAll, start};
 use nslookout::alerts::rfc3339;
 use nslookout::metrics::Metrics;
 use serde_json::Value;
@@ -183,13 +183,21 @@ fn alert(name: &str, starts_at: WallTime) -> Alert {
 }
 
 fn push_to(addresses: &[SocketAddr], metrics: &Metrics) -> Pusher {
+    push_after(addresses, metrics, Legacy::default())
+}
+
+/// After an earlier process.
+fn push_after(addresses: &[SocketAddr], metrics: &Metrics, legacy: Legacy) -> Pusher {
     let config = AlertmanagersConfig {
         addresses: addresses.iter().map(|address| format!("http://{address}")).collect(),
         interval: Duration::from_millis(700),
+        lasting: LASTING,
         ..AlertmanagersConfig::default()
     };
-    start(&config, "test", metrics)
+    start(&config, "test", legacy, metrics)
 }
+
+const LASTING: Duration = Duration::from_millis(2800);
 
 #[tokio::test]
 async fn an_alert_fires_is_updated_and_resolves_and_people_hear_of_it_once() {
@@ -304,7 +312,7 @@ async fn the_end_of_nslookout_resolves_nothing() {
     drop(pusher);
     sleep(Duration::from_millis(1500)).await;
     assert!(alertmanager.fires("One").await);
-    // Nobody goes on with it: it runs out after four intervals of 0.7 s.
+    // Nobody goes on with it: it runs out.
     let took = eventually("One runs out", async || !alertmanager.fires("One").await).await;
     assert!(took < Duration::from_secs(3), "{took:?}");
 }
@@ -327,4 +335,65 @@ async fn each_of_a_pair_gets_all_also_the_one_that_was_away() {
         pair.iter().all(|alertmanager| alertmanager.told("Two") == (1, 0))
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_the_process_before_told_as_over_is_not_told_again() {
+    let alertmanager = Alertmanager::start().await;
+    let legacy = Legacy::default();
+    let pusher = push_after(&[alertmanager.address], &Metrics::new().unwrap(), legacy.clone());
+    let (told, untold) = (alert("Told", WallTime::now()), alert("Untold", WallTime::now()));
+    pusher.set(vec![told.clone()]);
+    eventually("people hear of it", async || alertmanager.told("Told") == (1, 0)).await;
+    let over = |alert: Alert| Alert { ends_at: Some(WallTime::now()), ..alert };
+    let told = over(told);
+    pusher.set(vec![told.clone()]);
+    eventually("people hear that it is over", async || alertmanager.told("Told") == (1, 1)).await;
+
+    let kept = serde_json::to_string(&legacy.ledger.all()).unwrap();
+    drop(pusher);
+    let all: ToldAll = serde_json::from_str(&kept).unwrap();
+    let legacy = Legacy { ledger: Ledger::restored(all), asks: false };
+    let next = push_after(&[alertmanager.address], &Metrics::new().unwrap(), legacy);
+    next.set(vec![told, over(untold)]);
+    eventually("people hear late of what nobody was told", async || alertmanager.told("Untold") == (1, 1))
+        .await;
+    assert_eq!(alertmanager.told("Told"), (1, 1));
+}
+
+#[tokio::test]
+async fn a_process_that_knows_nothing_asks_what_still_fires_and_goes_on_with_it() {
+    let alertmanager = Alertmanager::start().await;
+    let pusher = push_to(&[alertmanager.address], &Metrics::new().unwrap());
+    let ours = |cause: &str, cluster: &str| {
+        let mut alert = alert("NslookoutDNS", WallTime::now());
+        alert.labels.extend([("cause".into(), cause.into()), ("cluster".into(), cluster.into())]);
+        alert.annotations.insert("incident".into(), format!("{cause}-1"));
+        alert
+    };
+    let began = ours("server-silent", "test");
+    pusher.set(vec![
+        began.clone(),
+        ours("server-silent", "another"),
+        ours("of-a-later-version", "test"),
+        alert("One", WallTime::now()),
+    ]);
+    eventually("all fire", async || alertmanager.fires("One").await).await;
+    drop(pusher);
+
+    let legacy = Legacy { asks: true, ..Legacy::default() };
+    let mut next = push_after(&[alertmanager.address], &Metrics::new().unwrap(), legacy);
+    let held = next.held().await;
+    let causes: Vec<&str> = held.iter().map(|alert| alert.labels["cause"].as_str()).collect();
+    assert_eq!(causes.len(), 2, "{causes:?}");
+    let incidents: Vec<_> = held.iter().filter_map(nslookout::alertmanager::incident).collect();
+    assert_eq!(incidents.len(), 1);
+    assert_eq!(
+        (incidents[0].cause.as_str(), rfc3339(incidents[0].since)),
+        ("server-silent", rfc3339(began.starts_at))
+    );
+    // It is over now: resolved at once, and not told late.
+    let over = WallTime::now();
+    next.set(held.into_iter().map(|alert| Alert { ends_at: Some(over), ..alert }).collect());
+    eventually("people hear that all are over", async || alertmanager.told("NslookoutDNS") == (3, 3)).await;
 }

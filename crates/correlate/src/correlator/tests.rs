@@ -15,7 +15,10 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let mut bench = Self { correlator: Correlator::new(Config::default()), now: NOW, sequence: 0 };
-        bench.send(vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]))], vec![]);
+        bench.send(
+            vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]).into())],
+            vec![],
+        );
         bench
     }
 
@@ -42,6 +45,29 @@ impl Bench {
             changes.extend(self.correlator.tick(self.now));
         }
         changes
+    }
+
+    /// Time goes by while node-a's observers look.
+    fn watch(&mut self, secs: u64) -> Vec<Change> {
+        let mut changes = Vec::new();
+        for _ in 0..secs {
+            self.send(vec![], looked("node-a", 0));
+            changes.extend(self.wait(1));
+        }
+        changes
+    }
+
+    /// Another correlator, with what this one has written down.
+    fn next_process(&self) -> Self {
+        let text = serde_json::to_string(&self.correlator.snapshot()).unwrap();
+        let snapshot: Snapshot = serde_json::from_str(&text).unwrap();
+        let mut next = Self { correlator: Correlator::new(Config::default()), now: self.now, sequence: 0 };
+        next.correlator.restore(snapshot, self.now);
+        next.send(
+            vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]).into())],
+            vec![],
+        );
+        next
     }
 
     fn silent(&mut self, id: u64, server: &str, role: ServerRole) {
@@ -111,12 +137,135 @@ fn the_same_cause_on_a_second_node_widens_into_a_new_incident() {
 #[test]
 fn an_incident_closes_after_its_last_symptom() {
     let mut bench = Bench::new();
-    bench.send(vec![dropped("node-a")], vec![]);
-    bench.wait(29);
+    bench.send(vec![dropped("node-a")], looked("node-a", 0));
+    bench.watch(29);
     assert_eq!(bench.correlator.incidents().len(), 1);
-    let changes = bench.wait(2);
+    let changes = bench.watch(2);
     assert!(changes.iter().any(|change| matches!(change, Change::Closed(i) if i.until == Some(NOW))));
     assert!(bench.correlator.incidents().is_empty());
+}
+
+#[test]
+fn an_incident_at_which_nobody_looks_stays_open() {
+    let mut bench = Bench::new();
+    bench.send(vec![dropped("node-a")], looked("node-a", 0));
+    bench.watch(10);
+    bench.wait(3600);
+    assert_eq!(bench.correlator.incidents().len(), 1, "nobody can say that it is over");
+    bench.watch(29);
+    assert_eq!(bench.correlator.incidents().len(), 1);
+    bench.watch(7);
+    assert!(bench.correlator.incidents().is_empty());
+}
+
+#[test]
+fn an_open_incident_goes_on_in_the_next_process() {
+    let mut bench = Bench::new();
+    bench.send(vec![dropped("node-a"), dropped("node-a")], looked("node-a", 0));
+    bench.watch(5);
+    let before = bench.correlator.incidents().remove(0);
+    let mut next = bench.next_process();
+    let taken = next.correlator.incidents().remove(0);
+    assert_eq!((&taken.id, &taken.proof, &taken.title), (&before.id, &before.proof, &before.title));
+    next.watch(2);
+    next.send(vec![dropped("node-a")], vec![]);
+    let changes = next.watch(2);
+    assert!(!changes.iter().any(|change| matches!(change, Change::Opened(_))), "{changes:#?}");
+    let after = next.correlator.incidents().remove(0);
+    assert_eq!((&after.id, after.since), (&before.id, before.since));
+    assert_eq!(after.suffers.dropped_packets, 3);
+    assert_eq!(after.suffers.clients, before.suffers.clients);
+    next.send(vec![dropped("node-b")], vec![]);
+    let changes = next.watch(1);
+    assert!(changes.iter().any(|change| matches!(change, Change::Closed(i) if i.id == before.id)));
+    assert_ne!(next.correlator.incidents()[0].id, before.id);
+}
+
+#[test]
+fn a_total_of_the_kernel_is_counted_on_where_its_beginning_is_known_and_from_the_first_reading_where_not() {
+    let totals = |dns: u64| {
+        let totals = evidence::DropTotals {
+            place: evidence::Place::Node("node-a".into()),
+            class: DropClass::InsertRace,
+            all: dns,
+            dns,
+        };
+        Observation::DropTotals(totals)
+    };
+    let mut bench = Bench::new();
+    bench.send(vec![totals(100)], looked("node-a", 0));
+    bench.watch(1);
+    bench.send(vec![dropped("node-a"), totals(110)], vec![]);
+    bench.watch(3);
+    let mut known = bench.next_process();
+    known.send(vec![totals(115)], vec![]);
+    known.watch(1);
+    known.send(vec![dropped("node-a"), totals(120)], vec![]);
+    known.watch(2);
+    assert_eq!(known.correlator.incidents()[0].suffers.dropped_packets, 10);
+
+    let mut told = Bench::new();
+    told.now = bench.now;
+    told.correlator.restore(Snapshot::told(bench.correlator.incidents()), bench.now);
+    told.send(vec![totals(115)], vec![]);
+    told.watch(2);
+    told.send(vec![dropped("node-a"), totals(140)], vec![]);
+    told.watch(2);
+    let incident = &told.correlator.incidents()[0];
+    assert_eq!((incident.suffers.dropped_packets, incident.since), (25, NOW.plus(Duration::from_secs(1))));
+}
+
+#[test]
+fn a_restored_incident_without_a_new_symptom_closes_once_somebody_has_looked_for_long_enough() {
+    let mut bench = Bench::new();
+    bench.send(vec![dropped("node-a")], looked("node-a", 0));
+    bench.watch(25);
+    let mut next = bench.next_process();
+    next.wait(600);
+    assert_eq!(next.correlator.incidents().len(), 1, "no agent has come back yet");
+    next.watch(29);
+    assert_eq!(next.correlator.incidents().len(), 1);
+    let changes = next.watch(2);
+    assert!(changes.iter().any(|change| matches!(change, Change::Closed(i) if i.until == Some(NOW))));
+}
+
+#[test]
+fn what_others_remember_gives_an_incident_its_beginning() {
+    let mut bench = Bench::new();
+    bench.send(vec![dropped("node-a")], looked("node-a", 0));
+    bench.watch(3);
+    let mut old = bench.correlator.incidents().remove(0);
+    old.since = NOW.minus(Duration::from_secs(100));
+    bench.correlator.restore(Snapshot::told(vec![old]), bench.now);
+    assert_eq!(bench.correlator.incidents().len(), 1);
+    assert_eq!(bench.correlator.incidents()[0].since, NOW.minus(Duration::from_secs(100)));
+}
+
+#[test]
+fn who_was_blind_is_so_after_a_restart_until_it_speaks_or_its_node_has_left() {
+    let mut bench = Bench::new();
+    bench.send(vec![], looked("node-a", 0));
+    bench.send(vec![], looked("node-b", 0));
+    bench.watch(20);
+    let blind: Vec<String> = bench.correlator.blind().into_iter().map(|blind| blind.place).collect();
+    assert!(blind.iter().all(|place| place == "node-b") && !blind.is_empty(), "{blind:?}");
+    let mut next = bench.next_process();
+    next.watch(1);
+    // The inventory names no server of that name: its metrics are missed by nobody.
+    assert_eq!(next.correlator.blind().len(), blind.len() - 1);
+    next.send(vec![], looked("node-b", 0));
+    assert!(next.correlator.blind().is_empty());
+
+    let mut next = bench.next_process();
+    next.watch(60);
+    let mut left = inventory(&["10.244.1.2:53"]);
+    left.nodes = vec![evidence::Node { name: "node-a".into(), ..evidence::Node::default() }];
+    next.send(vec![Observation::Inventory(left.into())], vec![]);
+    let blind = next.correlator.blind();
+    assert!(
+        blind.iter().all(|blind| !matches!(blind.observer, Observer::Prober | Observer::Drops)),
+        "{blind:?}"
+    );
 }
 
 #[test]

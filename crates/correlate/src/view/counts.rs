@@ -1,8 +1,9 @@
 //! By how much did the kernel's own counts rise?
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use evidence::{Counters, DropClass, DropTotals, Place, WallTime};
+use serde::{Deserialize, Serialize};
 
 use super::{TotalsKey, View};
 
@@ -11,6 +12,52 @@ use super::{TotalsKey, View};
 pub(crate) struct Baseline {
     counters: BTreeMap<String, Counters>,
     totals: BTreeMap<TotalsKey, (u64, u64)>,
+    /// How they stood then is not known: they count from their first reading.
+    pub is_late: bool,
+}
+
+/// A baseline in a form that JSON has room for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SavedBaseline {
+    counters: BTreeMap<String, Counters>,
+    totals: Vec<(TotalsKey, (u64, u64))>,
+}
+
+impl Baseline {
+    /// Counters of these nodes alone: a verdict names no others.
+    pub fn save(&self, nodes: &BTreeSet<String>) -> SavedBaseline {
+        let counters = self.counters.iter().filter(|(node, _)| nodes.contains(*node));
+        SavedBaseline {
+            counters: counters.map(|(node, counters)| (node.clone(), counters.clone())).collect(),
+            totals: self.totals.iter().map(|(key, total)| (key.clone(), *total)).collect(),
+        }
+    }
+
+    /// Of a time of which nothing is known.
+    pub fn late() -> Self {
+        Self { is_late: true, ..Self::default() }
+    }
+
+    pub fn restore(saved: SavedBaseline) -> Self {
+        Self { counters: saved.counters, totals: saved.totals.into_iter().collect(), is_late: false }
+    }
+
+    /// Takes the first readings of what it does not know.
+    pub fn complete(&mut self, view: &View) {
+        if !self.is_late {
+            return;
+        }
+        for (node, readings) in &view.counters {
+            if let Some((_, first)) = readings.front() {
+                self.counters.entry(node.clone()).or_insert_with(|| first.clone());
+            }
+        }
+        for (key, readings) in &view.totals {
+            if let Some((_, first)) = readings.front() {
+                self.totals.entry(key.clone()).or_insert((first.all, first.dns));
+            }
+        }
+    }
 }
 
 impl View {
@@ -25,7 +72,7 @@ impl View {
             let (before, total) = readings.iter().rev().find(|(at, _)| *at <= since)?;
             (*before <= since).then(|| (key.clone(), (total.all, total.dns)))
         });
-        Baseline { counters: counters.collect(), totals: totals.collect() }
+        Baseline { counters: counters.collect(), totals: totals.collect(), is_late: false }
     }
 
     /// The rise of one conntrack counter of a node since a baseline.

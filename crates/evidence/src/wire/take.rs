@@ -143,7 +143,7 @@ fn observe(message: m::Observation) -> Result<Observation, Odd> {
         m::Kind::Mapping(message) => Observation::Mapping(mapping(message)?),
         m::Kind::Counters(message) => Observation::Counters(counters(message)?),
         m::Kind::ServerSample(message) => Observation::ServerSample(sample(message)?),
-        m::Kind::Inventory(message) => Observation::Inventory(inventory(message)?),
+        m::Kind::Inventory(message) => Observation::Inventory(inventory(message)?.into()),
     })
 }
 

@@ -215,7 +215,7 @@ fn observation() -> impl Strategy<Value = Observation> {
         mapping(),
         counters(),
         sample(),
-        inventory().prop_map(Observation::Inventory),
+        inventory().prop_map(|inventory| Observation::Inventory(inventory.into())),
     ]
 }
 

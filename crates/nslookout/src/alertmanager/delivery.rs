@@ -1,6 +1,6 @@
 //! When is one Alertmanager told, and what if it doesn't answer?
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use coredns_watch::http::{Answer, Ask, Connection, Error, Limits};
@@ -8,12 +8,12 @@ use evidence::WallTime;
 use hyper::Method;
 use netns::Namespace;
 use rand::RngExt;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::board::Board;
 use super::letter::{Letter, Told};
-use super::{AlertmanagersConfig, Target};
+use super::{Alert, AlertmanagersConfig, Target, adopt};
 use crate::metrics::{Metrics, SendResult};
 
 /// One Alertmanager's task.
@@ -24,10 +24,22 @@ pub struct Delivery {
     connection: Connection,
     path: String,
     interval: Duration,
+    lasting: Duration,
     board: watch::Receiver<Arc<Board>>,
-    told: Told,
+    told: Arc<Mutex<Told>>,
+    /// To be asked before anything is told.
+    question: Option<Question>,
     metrics: Metrics,
     failing: bool,
+}
+
+/// What is it that an Alertmanager still holds?
+#[derive(Debug)]
+pub struct Question {
+    /// The path that lists it.
+    pub path: String,
+    /// Where the answer goes.
+    pub out: mpsc::Sender<Vec<Alert>>,
 }
 
 impl Delivery {
@@ -36,6 +48,8 @@ impl Delivery {
         config: &AlertmanagersConfig,
         target: Target,
         board: watch::Receiver<Arc<Board>>,
+        told: Arc<Mutex<Told>>,
+        question: Option<Question>,
         metrics: Metrics,
     ) -> Result<Self, netns::Error> {
         let limits = Limits { timeout: config.timeout, body_bytes: MAX_ANSWER_BYTES };
@@ -43,8 +57,10 @@ impl Delivery {
             connection: Connection::new(Namespace::current()?, target.address, limits),
             path: format!("{}/api/v2/alerts", target.prefix),
             interval: config.interval,
+            lasting: config.lasting,
             board,
-            told: Told::default(),
+            told,
+            question,
             metrics,
             failing: false,
         })
@@ -75,7 +91,10 @@ impl Delivery {
 
     /// True if it was accepted.
     async fn push(&mut self, board: &Board) -> bool {
-        let letter = Letter::write(board, &self.told, WallTime::now(), self.interval * 4);
+        if !self.ask_first().await {
+            return false;
+        }
+        let letter = Letter::write(board, &self.told(), WallTime::now(), self.lasting);
         let ask = Ask {
             method: Method::POST,
             path: &self.path,
@@ -92,9 +111,42 @@ impl Delivery {
         self.log(&outcome, result);
         let accepted = result == SendResult::Accepted;
         if accepted {
-            self.told.accept(letter, board);
+            self.told().accept(letter, board);
         }
         accepted
+    }
+
+    /// Asks what it holds of an earlier process, until it has said so once. One that does not let itself be asked is told
+    /// all the same.
+    async fn ask_first(&mut self) -> bool {
+        let Some(question) = &self.question else { return true };
+        let ask = Ask { method: Method::GET, path: &question.path, accept: "application/json", body: None };
+        let outcome = self.connection.ask(&ask).await;
+        let alerts = match &outcome {
+            Err(_) => {
+                self.metrics.count_send(&self.connection.address().to_string(), SendResult::Failed);
+                self.log(&outcome, SendResult::Failed);
+                return false;
+            }
+            Ok(Answer { status: 200, body }) => adopt::read(body).map_err(|error| error.to_string()),
+            Ok(Answer { status, .. }) => Err(format!("status {status}")),
+        };
+        match alerts {
+            Ok(alerts) => {
+                alerts.iter().for_each(|alert| self.told().holds(alert));
+                drop(question.out.send(alerts).await);
+            }
+            Err(why) => tracing::warn!(
+                "Alertmanager {} does not tell which alerts it holds: {why}; those of an earlier nslookout end by themselves",
+                self.connection.address()
+            ),
+        }
+        self.question = None;
+        true
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next thing to say: an alert that begins or ends at once, other figures a little later, all
@@ -142,4 +194,5 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// An Alertmanager that is back knows all within this time.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
-const MAX_ANSWER_BYTES: usize = 64 * 1024;
+/// What it holds of one cluster, with all annotations.
+const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;

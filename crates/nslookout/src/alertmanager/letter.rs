@@ -7,17 +7,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use evidence::WallTime;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Alert;
 use super::board::{Board, Labels};
 use crate::alerts::rfc3339;
 
 /// What this Alertmanager has accepted.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Vec<(Labels, Mark)>", into = "Vec<(Labels, Mark)>")]
 pub struct Told(BTreeMap<Labels, Mark>);
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Mark {
     starts_at: WallTime,
     /// It was told once, after its end; nothing is left to say.
@@ -48,7 +49,7 @@ impl Letter {
         let mut posts = Vec::new();
         let mut marks = Vec::new();
         for alert in board.alerts() {
-            let before = told.0.get(&alert.labels).filter(|mark| mark.starts_at == alert.starts_at);
+            let before = told.0.get(&alert.labels).filter(|mark| mark.is_of(alert));
             let (ends_at, late) = match (alert.ends_at, before) {
                 (None, _) => (now.plus(lasting), false),
                 (Some(end), Some(Mark { late: false, .. })) => (end, false),
@@ -63,7 +64,31 @@ impl Letter {
     }
 }
 
+impl From<Vec<(Labels, Mark)>> for Told {
+    fn from(marks: Vec<(Labels, Mark)>) -> Self {
+        Self(marks.into_iter().collect())
+    }
+}
+
+impl From<Told> for Vec<(Labels, Mark)> {
+    fn from(told: Told) -> Self {
+        told.0.into_iter().collect()
+    }
+}
+
+impl Mark {
+    /// To the millisecond: that is what an Alertmanager is told, and what an incident remembers over a restart.
+    fn is_of(&self, alert: &Alert) -> bool {
+        self.starts_at.0.div_euclid(MILLISECOND) == alert.starts_at.0.div_euclid(MILLISECOND)
+    }
+}
+
 impl Told {
+    /// It says itself that it holds this alert, which fires.
+    pub fn holds(&mut self, alert: &Alert) {
+        self.0.insert(alert.labels.clone(), Mark { starts_at: alert.starts_at, late: false });
+    }
+
     /// The letter was accepted.
     pub fn accept(&mut self, letter: Letter, board: &Board) {
         self.0.extend(letter.marks);
@@ -88,6 +113,8 @@ fn post(alert: &Alert, ends_at: WallTime, late: bool) -> Post<'_> {
         ends_at: rfc3339(ends_at),
     }
 }
+
+const MILLISECOND: i64 = 1_000_000;
 
 /// The annotation with the end of an alert that is told late.
 const ENDED: &str = "ended";

@@ -91,6 +91,7 @@ impl Config {
             ("correlate.staleAfter", correlate.stale_after, Duration::ZERO),
             // Their lower limits are the Alertmanagers' own.
             ("alertmanagers.interval", alertmanagers.interval, Duration::ZERO),
+            ("alertmanagers.lasting", alertmanagers.lasting, Duration::ZERO),
             ("alertmanagers.timeout", alertmanagers.timeout, Duration::ZERO),
         ]
         .into_iter()

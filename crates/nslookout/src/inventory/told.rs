@@ -53,7 +53,7 @@ impl Teller {
     /// nobody listens.
     pub(crate) async fn tell(&mut self, known: Option<&Arc<Inventory>>, coverage: Vec<Coverage>) -> bool {
         self.told = Some(Instant::now());
-        let observation = known.map(|inventory| Observation::Inventory(Inventory::clone(inventory)));
+        let observation = known.map(|inventory| Observation::Inventory(inventory.clone()));
         let (own, of_servers): (Vec<_>, Vec<_>) =
             coverage.into_iter().partition(|line| line.observer == Observer::Inventory);
         if self.out.send(report(observation, own)).await.is_err() {

@@ -11,4 +11,5 @@
 mod control_plane;
 mod inventory;
 mod objects;
+mod refusals;
 mod tokens;

@@ -19,6 +19,8 @@ pub struct Site {
     pub dns: SocketAddr,
     /// More of the correlator's configuration.
     pub more: Value,
+    /// Where it alerts.
+    pub alertmanager: Option<SocketAddr>,
     process: Option<Process>,
 }
 
@@ -51,7 +53,15 @@ impl Site {
             }
         }
         fs::write(folder.path().join("tokens.json"), json!(tokens).to_string()).unwrap();
-        Self { folder, correlator: free(), page: free(), dns: free(), more: json!({}), process: None }
+        Self {
+            folder,
+            correlator: free(),
+            page: free(),
+            dns: free(),
+            more: json!({}),
+            alertmanager: None,
+            process: None,
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -79,7 +89,10 @@ impl Site {
         for (key, value) in self.more.as_object().unwrap() {
             correlator[key] = value.clone();
         }
-        let config = json!({"correlator": correlator, "cluster": self.cluster()});
+        let mut config = json!({"correlator": correlator, "cluster": self.cluster()});
+        if let Some(alertmanager) = self.alertmanager {
+            config["alertmanagers"] = json!({"addresses": [format!("http://{alertmanager}")]});
+        }
         self.process = Some(self.start("correlator", &["correlator"], self.page, config));
         self.wait("the correlator is ready", || get(self.page, "/readyz").starts_with("HTTP/1.1 200"));
     }
@@ -218,7 +231,7 @@ fn figure(page: SocketAddr, name: &str) -> u64 {
     line.and_then(|value| value.trim().parse::<i64>().ok()).and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
 }
 
-fn get(address: SocketAddr, path: &str) -> String {
+pub fn get(address: SocketAddr, path: &str) -> String {
     let mut text = String::new();
     if let Ok(mut stream) = TcpStream::connect(address) {
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -228,6 +241,6 @@ fn get(address: SocketAddr, path: &str) -> String {
     text
 }
 
-fn free() -> SocketAddr {
+pub fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
