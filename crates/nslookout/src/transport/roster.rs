@@ -79,6 +79,9 @@ impl Roster {
         if now.duration_since(nodes.begun) < SETTLES {
             return None;
         }
+        if !nodes.nodes.contains_key(&batch.node) {
+            return Some(Duty::default());
+        }
         let direct = nodes.direct.get(&batch.node).cloned().unwrap_or_default();
         let extra_in_1000_s = nodes.extra(&batch.node, now);
         Some(Duty { direct, extra_in_1000_s })

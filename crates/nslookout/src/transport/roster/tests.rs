@@ -119,10 +119,10 @@ fn each_server_is_asked_from_three_nodes_that_report_and_from_another_once_one_i
     let mut batch = batch(&blind, false);
     batch.coverage[0].state = CoverageState::Denied { missing: "sockets".into() };
     let at = |second| cluster.start + Duration::from_secs(second);
-    let duty = cluster.roster.hear(&batch, &cluster.inventory, at(27)).unwrap();
+    let duty = cluster.roster.hear(&batch, &cluster.inventory, at(26)).unwrap();
     assert!(duty.direct.is_empty(), "{duty:?}");
     cluster.duties.remove(&blind);
-    cluster.quiet(28..34);
+    cluster.quiet(26..34);
     assert_eq!(cluster.askers(), [3; 20]);
 
     // Servers come and go.
