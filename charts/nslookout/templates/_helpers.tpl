@@ -34,7 +34,11 @@ imagePullSecrets:
 {{- $name := include "nslookout.name" . -}}
 {{- $accounts := dict "namespace" .Release.Namespace "prober" (printf "%s-prober" $name) "node" (printf "%s-node" $name) -}}
 {{- $authority := dict "namespace" .Release.Namespace "name" (printf "%s-ca" $name) "owner" (printf "%s-correlator" $name) -}}
-{{- $known := dict "correlator" (dict "accounts" $accounts "authority" $authority) -}}
+{{- $vouched := dict "authority" $authority -}}
+{{- if .Values.correlator.tls.secretName -}}
+{{- $vouched = dict "tls" (dict "certificate" "/var/run/secrets/tls/tls.crt" "key" "/var/run/secrets/tls/tls.key") -}}
+{{- end -}}
+{{- $known := dict "correlator" (merge $vouched (dict "accounts" $accounts)) -}}
 {{- mergeOverwrite $known (deepCopy .Values.config) | toYaml -}}
 {{- end }}
 
@@ -83,8 +87,8 @@ nodeAffinity:
 - {name: ca, mountPath: /run/nslookout/ca, readOnly: true}
 {{- end }}
 
-{{/* The token has an audience of its own: nobody can use it for anything else. The CA is published by the correlator,
-     and kubelet starts the agents once it is there. */}}
+{{/* The token has an audience of its own: nobody can use it for anything else. The CA is published by the correlator
+     (or by who makes its certificate), and kubelet starts the agents once it is there. */}}
 {{- define "nslookout.agentVolumes" -}}
 {{- $name := include "nslookout.name" . -}}
 - name: config
@@ -92,7 +96,12 @@ nodeAffinity:
 - name: run
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 - name: ca
+  {{- with .Values.correlator.tls.secretName }}
+  # Of the same Secret as the key, and never the key.
+  secret: {secretName: {{ . }}, items: [{key: ca.crt, path: ca.crt}]}
+  {{- else }}
   configMap: {name: {{ $name }}-ca}
+  {{- end }}
 - name: token
   projected:
     sources:

@@ -2,8 +2,9 @@
 //!
 //! By its address, from inside a given network namespace, over one connection that is opened once and kept: a
 //! full conntrack table drops new connections and lets old ones go on. Answers come from strangers: size and
-//! time are bounded. The delivery of alerts uses it too.
+//! time are bounded. The delivery of alerts uses it too, with TLS and credentials where it is told to.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,12 +12,15 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use netns::Namespace;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// A connection to one server that is kept open between requests and opened anew when it broke. One request at
 /// a time; a request whose future is dropped closes it.
@@ -25,7 +29,24 @@ pub struct Connection {
     namespace: Namespace,
     address: SocketAddr,
     limits: Limits,
+    tls: Option<Tls>,
+    authorization: Option<HeaderValue>,
     sender: Option<SendRequest<Full<Bytes>>>,
+}
+
+/// What makes a connection one over TLS.
+#[derive(Clone)]
+pub struct Tls {
+    /// Whom it trusts.
+    pub connector: TlsConnector,
+    /// The name in the server's certificate. It is checked, and never resolved.
+    pub name: ServerName<'static>,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tls({:?})", self.name)
+    }
 }
 
 /// What an answer may cost.
@@ -78,6 +99,14 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// It speaks no TLS, or is another one than who it should be.
+    #[error("no TLS with {address}: {source}")]
+    Tls {
+        /// The server.
+        address: SocketAddr,
+        /// What TLS said.
+        source: io::Error,
+    },
     /// What came is no HTTP/1, or the connection broke.
     #[error("{address} gave no proper HTTP answer: {source}")]
     Http {
@@ -110,7 +139,18 @@ pub enum Error {
 impl Connection {
     /// A connection to be opened at the first request.
     pub fn new(namespace: Namespace, address: SocketAddr, limits: Limits) -> Self {
-        Self { namespace, address, limits, sender: None }
+        Self { namespace, address, limits, tls: None, authorization: None, sender: None }
+    }
+
+    /// Speaks TLS from now on, over a connection of its own; None is plain HTTP.
+    pub fn set_tls(&mut self, tls: Option<Tls>) {
+        self.tls = tls;
+        self.sender = None;
+    }
+
+    /// Sends this header with each request from now on.
+    pub fn set_authorization(&mut self, header: Option<HeaderValue>) {
+        self.authorization = header;
     }
 
     /// The server's address.
@@ -144,14 +184,9 @@ impl Connection {
         let address = self.address;
         let stream =
             connect(&self.namespace, address).await?.map_err(|source| Error::Connect { address, source })?;
-        let (sender, driver) = http1::Builder::new()
-            .max_buf_size(MAX_HEAD_BYTES)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| Error::Http { address, source })?;
-        // Ends by itself with the sender; its error is seen by the sender too.
-        tokio::spawn(async move { drop(driver.await) });
-        Ok(sender)
+        let Some(Tls { connector, name }) = &self.tls else { return speak(address, stream).await };
+        let stream = connector.connect(name.clone(), stream).await;
+        speak(address, stream.map_err(|source| Error::Tls { address, source })?).await
     }
 
     async fn send(&mut self, mut sender: SendRequest<Full<Bytes>>, ask: &Ask<'_>) -> Result<Answer, Error> {
@@ -165,6 +200,9 @@ impl Connection {
             .header(ACCEPT, ask.accept);
         if let Some((_, media_type)) = &ask.body {
             request = request.header(CONTENT_TYPE, *media_type);
+        }
+        if let Some(header) = &self.authorization {
+            request = request.header(AUTHORIZATION, header.clone());
         }
         let body = ask.body.as_ref().map(|(body, _)| body.clone()).unwrap_or_default();
         let request = request.body(Full::new(body)).map_err(|source| Error::Request { address, source })?;
@@ -199,6 +237,21 @@ async fn connect(namespace: &Namespace, address: SocketAddr) -> Result<io::Resul
         }),
         Err(source) => Err(source),
     })
+}
+
+/// Begins HTTP on an open stream.
+async fn speak<S>(address: SocketAddr, stream: S) -> Result<SendRequest<Full<Bytes>>, Error>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, driver) = http1::Builder::new()
+        .max_buf_size(MAX_HEAD_BYTES)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(|source| Error::Http { address, source })?;
+    // Ends by itself with the sender; its error is seen by the sender too.
+    tokio::spawn(async move { drop(driver.await) });
+    Ok(sender)
 }
 
 /// Head of an answer.

@@ -193,7 +193,7 @@ fn unanswered(error: &Error) -> CoverageState {
     match error {
         // It may come back, or be the very server that is sick: one reading is missing.
         Error::TimedOut { .. } | Error::Connect { .. } => CoverageState::Looked { lost: 1 },
-        Error::Http { .. } | Error::TooLarge { .. } | Error::Request { .. } => {
+        Error::Tls { .. } | Error::Http { .. } | Error::TooLarge { .. } | Error::Request { .. } => {
             CoverageState::Unsupported { why: error.to_string() }
         }
         Error::Namespace(_) => CoverageState::Denied { missing: error.to_string() },

@@ -28,6 +28,8 @@ pub struct Correlator {
     overflowed: u64,
     last_sequence: HashMap<(String, evidence::Role, String), u64>,
     lost_batches: u64,
+    /// Until then a proof may still be on its way from an observer that has not spoken yet.
+    settled: WallTime,
 }
 
 /// An observer that used to look, and no longer does.
@@ -54,7 +56,13 @@ impl Correlator {
             overflowed: 0,
             last_sequence: HashMap::new(),
             lost_batches: 0,
+            settled: WallTime(0),
         }
+    }
+
+    /// Senders find this process only by and by: until then circumstance proves nothing.
+    pub fn settle(&mut self, until: WallTime) {
+        self.settled = until;
     }
 
     /// Takes a batch. `now` is the caller's time: when the batch became known.
@@ -260,10 +268,12 @@ impl Correlator {
         let now = self.view.now;
         for mut symptom in std::mem::take(&mut self.symptoms) {
             let age = now.since(symptom.known);
+            let settled = now >= self.settled;
             let claim = causes::judge(&symptom, &self.view);
             match claim {
                 Some((cause, judgement))
-                    if judgement.confidence == Confidence::Certain || age >= self.config.confirm_after =>
+                    if judgement.confidence == Confidence::Certain
+                        || (settled && age >= self.config.confirm_after) =>
                 {
                     if symptom.counted {
                         self.incidents.take_back_unexplained();
@@ -271,12 +281,12 @@ impl Correlator {
                     self.take(cause, symptom, judgement);
                 }
                 // Told already, counted only once no cause can come any more: a total never goes down.
-                None if age >= self.config.confirm_after + CORROBORATION && !symptom.counted => {
+                None if settled && age >= self.config.confirm_after + CORROBORATION && !symptom.counted => {
                     symptom.counted = true;
                     self.take_unexplained(&symptom);
                     self.symptoms.push_back(symptom);
                 }
-                Some(_) | None if age < REJUDGED_FOR => self.symptoms.push_back(symptom),
+                Some(_) | None if age < REJUDGED_FOR || !settled => self.symptoms.push_back(symptom),
                 Some(_) | None => {
                     *self.counts.entry((UNEXPLAINED, Confidence::Unexplained)).or_default() += 1;
                 }

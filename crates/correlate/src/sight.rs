@@ -61,6 +61,12 @@ impl Sight {
             .retain(|(observer, place), _| *observer != Observer::CorednsMetrics || but.contains(place));
     }
 
+    /// A node that was seen to leave the cluster is no gap from then on.
+    pub fn forget_left(&mut self, left: &BTreeSet<&str>) {
+        self.lines
+            .retain(|(observer, place), _| !OF_NODES.contains(observer) || !left.contains(node_of(place)));
+    }
+
     /// A node that has left the cluster is no gap, once its last word is old. Observers are named after their node.
     pub fn forget_nodes(&mut self, but: &BTreeSet<&str>, now: WallTime) {
         if but.is_empty() {
@@ -68,8 +74,7 @@ impl Sight {
         }
         let horizon = now.minus(FORGOTTEN);
         self.lines.retain(|(observer, place), line| {
-            let node = place.split('/').next().unwrap_or(place);
-            line.said >= horizon || !OF_NODES.contains(observer) || but.contains(node)
+            line.said >= horizon || !OF_NODES.contains(observer) || but.contains(node_of(place))
         });
     }
 
@@ -158,8 +163,13 @@ impl Line {
     }
 }
 
-/// Observers speak every 5 s at least; three missed turns are silence.
-const STALE: Duration = Duration::from_secs(15);
+fn node_of(place: &str) -> &str {
+    place.split('/').next().unwrap_or(place)
+}
+
+/// Observers speak every 5 s at least; two missed turns and time to spare are silence. With the turn that finds it and the
+/// push lost evidence is told within 15 s.
+const STALE: Duration = Duration::from_secs(13);
 /// Those whose observations are symptoms.
 const WITNESSES: [Observer; 3] = [Observer::Prober, Observer::Drops, Observer::ConntrackTable];
 /// Those whose places are nodes, where nslookout runs in parts.

@@ -97,7 +97,8 @@ impl View {
     /// Takes a new state of the cluster.
     pub fn learn_inventory(&mut self, at: WallTime, inventory: impl Into<Arc<Inventory>>) {
         let before = self.serving();
-        self.inventory = inventory.into();
+        let last = std::mem::replace(&mut self.inventory, inventory.into());
+        let nodes_before = &last.nodes;
         let after = self.serving();
         for gone in before.difference(&after) {
             self.departed.insert(*gone, at);
@@ -117,6 +118,12 @@ impl View {
         self.sight.forget_servers(&places);
         let nodes: BTreeSet<&str> = self.inventory.nodes.iter().map(|node| node.name.as_str()).collect();
         self.sight.forget_nodes(&nodes, at);
+        // None at all is not known any more.
+        if !nodes.is_empty() {
+            let left =
+                nodes_before.iter().map(|node| node.name.as_str()).filter(|name| !nodes.contains(name));
+            self.sight.forget_left(&left.collect());
+        }
         self.inventory_known = true;
         self.inventory_since.get_or_insert(at);
     }

@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use parts::{
-    AccountsConfig, AgentConfig, AliveConfig, AuthorityConfig, CorrelatorConfig, DEFAULT_SOCKET,
+    AccountsConfig, AgentConfig, AliveConfig, AuthorityConfig, CorrelatorConfig, DEFAULT_SOCKET, TlsConfig,
 };
 
 use crate::alertmanager::AlertmanagersConfig;

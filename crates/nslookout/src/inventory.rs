@@ -8,6 +8,7 @@ mod address;
 mod config;
 pub(crate) mod dns;
 mod file;
+mod kept;
 pub(crate) mod list;
 mod metadata;
 pub(crate) mod objects;
@@ -20,6 +21,7 @@ use evidence::{CoverageState, DnsService, Inventory, Report, WallTime};
 use tokio::sync::{mpsc, watch};
 
 use crate::kubernetes;
+use crate::store::KeptFile;
 pub use address::ServerAddress;
 use config::Source;
 pub use config::{ClusterConfig, ServiceConfig};
@@ -39,6 +41,11 @@ pub struct Followed {
 /// once, the present one every 5 s. The state of a file is there when this returns; the API server's comes a moment
 /// later.
 pub fn follow(config: &ClusterConfig, out: mpsc::Sender<Report>) -> Followed {
+    follow_kept(config, None, out)
+}
+
+/// As [`follow`]; what the API server said is kept in the file, and told until it says more.
+pub fn follow_kept(config: &ClusterConfig, file: Option<KeptFile>, out: mpsc::Sender<Report>) -> Followed {
     let asked = config.name_servers();
     let source = config.source();
     let first = first(config, &asked, &source);
@@ -48,6 +55,10 @@ pub fn follow(config: &ClusterConfig, out: mpsc::Sender<Report>) -> Followed {
     match source {
         Source::File(path) => file::start(path, asked, first, teller),
         Source::Api => {
+            if let Some(file) = file {
+                kept::restore(&file, &teller);
+                tokio::spawn(kept::keep(file, inventory.clone(), as_of.clone()));
+            }
             tokio::spawn(kubernetes::follow(config.clone(), asked, teller));
         }
         Source::Configuration => {

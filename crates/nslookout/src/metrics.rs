@@ -43,6 +43,8 @@ struct Families {
     observer_up: IntGaugeVec,
     observer_lost: IntCounterVec,
     alertmanager_sends: IntCounterVec,
+    alertmanager_endpoints: IntGaugeVec,
+    alertmanager_needs_dns: IntGaugeVec,
     batches: IntCounterVec,
     probes: Gauge,
     probe_ceiling: Gauge,
@@ -160,6 +162,16 @@ impl Metrics {
                 "nslookout_probe_ceiling_lookups_per_second",
                 "The most that all probers together may make.",
             )?,
+            alertmanager_endpoints: gauge(
+                "nslookout_alertmanager_service_endpoints",
+                "Serving endpoints of a Service under alertmanagers.services; at 0 nobody there is told.",
+                &["service"],
+            )?,
+            alertmanager_needs_dns: gauge(
+                "nslookout_alertmanager_needs_cluster_dns",
+                "1 if the Alertmanager's pod asks cluster DNS alone, and can't find its pager while that is down.",
+                &["alertmanager"],
+            )?,
             batches: counter("nslookout_batches_total", "Batches of evidence taken in.", &["node", "role"])?,
             registry,
             memory: Mutex::default(),
@@ -243,6 +255,29 @@ impl Metrics {
     pub fn count_send(&self, alertmanager: &str, result: SendResult) {
         let alertmanager = self.memory().bounds.value("alertmanager", alertmanager);
         self.0.alertmanager_sends.with_label_values(&[alertmanager.as_str(), result.as_str()]).inc();
+    }
+
+    /// An Alertmanager to which nothing is pushed any more.
+    pub fn forget_alertmanager(&self, alertmanager: &str) {
+        for result in SendResult::ALL {
+            // It is an error only where nothing was counted.
+            drop(self.0.alertmanager_sends.remove_label_values(&[alertmanager, result.as_str()]));
+        }
+        self.memory().bounds.forget("alertmanager", alertmanager);
+    }
+
+    /// How many endpoints of a configured Service can be told.
+    pub fn set_alertmanager_endpoints(&self, service: &str, serving: usize) {
+        let serving = i64::try_from(serving).unwrap_or(i64::MAX);
+        self.0.alertmanager_endpoints.with_label_values(&[service]).set(serving);
+    }
+
+    /// Whose pods need cluster DNS to find a pager, and whose don't; of all others it is not known.
+    pub fn set_alertmanagers_need_dns<'a>(&self, known: impl Iterator<Item = (&'a str, bool)>) {
+        self.0.alertmanager_needs_dns.reset();
+        for (alertmanager, needs) in known {
+            self.0.alertmanager_needs_dns.with_label_values(&[alertmanager]).set(i64::from(needs));
+        }
     }
 
     /// The page in the Prometheus text format.
@@ -347,6 +382,8 @@ impl Families {
 }
 
 impl SendResult {
+    const ALL: [Self; 3] = [Self::Accepted, Self::Refused, Self::Failed];
+
     /// The label value.
     pub fn as_str(self) -> &'static str {
         match self {

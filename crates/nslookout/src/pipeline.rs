@@ -107,6 +107,11 @@ impl Pipeline {
         self.correlator.restore(snapshot, now);
     }
 
+    /// Agents that looked before come by and by.
+    pub fn settle(&mut self, within: Duration) {
+        self.correlator.settle(WallTime::now().plus(within));
+    }
+
     /// The correlator, to read.
     pub fn correlator(&self) -> &Correlator {
         &self.correlator
@@ -145,6 +150,7 @@ impl Pipeline {
                     count,
                 })
                 .collect(),
+            notes: Vec::new(),
         }
     }
 

@@ -118,7 +118,9 @@ const MOST_VANTAGES: usize = 40_000;
 
 #[cfg(test)]
 mod tests {
-    use evidence::{BootTime, ClockReading, Coverage, CoverageState};
+    use evidence::{
+        BootTime, ClockReading, Coverage, CoverageState, Lookup, LookupId, NameKind, Outcome, ServerRole,
+    };
 
     use super::*;
 
@@ -158,5 +160,26 @@ mod tests {
         }
         assert_eq!(meter.load(at(29)).vantages, 1, "one has gone");
         assert_eq!(meter.load(at(29)).present, 0.0);
+        let lookup = Observation::Lookup(Lookup {
+            id: LookupId(1),
+            vantage: "b".into(),
+            profile: "musl".into(),
+            server: ([10, 96, 0, 10], 53).into(),
+            role: ServerRole::Service,
+            name: "example.com.".into(),
+            name_kind: NameKind::Forwarded,
+            started: BootTime(0),
+            ended: BootTime(0),
+            outcome: Outcome::Addresses,
+            packets: 2,
+        });
+        for second in 30..60 {
+            meter.take(&batch("b", vec![lookup.clone(); 3]), at(second), WallTime(0));
+        }
+        assert_eq!(meter.load(at(59)).present, 3.0);
+        // What was kept while the correlator was away is no load now.
+        let late = WallTime(0).plus(Duration::from_secs(60));
+        meter.take(&batch("b", vec![lookup; 100]), at(60), late);
+        assert_eq!(meter.load(at(60)).present, 2.7);
     }
 }

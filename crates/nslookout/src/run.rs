@@ -27,11 +27,12 @@ pub async fn run(config: Config) -> Result<()> {
         .await
         .with_context(|| format!("metrics.listen: {} can't be listened on", config.metrics.listen))?;
     tokio::task::spawn_local(http::serve(server, metrics.clone(), status));
+    let (out, reports) = mpsc::channel(REPORTS);
+    let kept = config.store.file("inventory.json");
+    let inventory = inventory::follow_kept(&config.cluster, kept, out.clone()).inventory;
     let (store, found) = Store::open(&config.store, &config.cluster.name);
     let past = Past::of(found, config.alertmanagers.lasting);
-    let pusher = alertmanager::of(&config, past.legacy(), &metrics);
-    let (out, reports) = mpsc::channel(REPORTS);
-    let inventory = inventory::watch(&config.cluster, out.clone());
+    let pusher = alertmanager::of(&config, inventory.clone(), past.legacy(), &metrics);
     let pipeline = Pipeline::start(&config, inventory, out, reports);
     judge(&config, pipeline, Bench { metrics, status_out, pusher, store, past }, signals, |_| {}).await;
     Ok(())
@@ -159,7 +160,8 @@ pub(crate) async fn judge(
                 metrics.set_incidents(&correlator.incidents());
                 metrics.set_symptoms(correlator.counts());
                 metrics.set_probes(&probes);
-                let status = Status { probes: Some(probes), ..pipeline.status() };
+                let notes = pusher.as_ref().map(Pusher::notes).unwrap_or_default();
+                let status = Status { notes, probes: Some(probes), ..pipeline.status() };
                 let json = serde_json::to_string(&status).unwrap_or_default();
                 status_out.send_replace(json);
             }

@@ -36,6 +36,17 @@ pub struct ProfileStatus {
     pub wait_ms: f64,
 }
 
+/// What is worth knowing before something happens. It is no incident.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Note {
+    /// Of what it speaks.
+    pub about: String,
+    /// What is so, and what comes of it.
+    pub what: String,
+    /// What mends it.
+    pub mend: String,
+}
+
 /// The state of DNS at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -59,6 +70,9 @@ pub struct Status {
     pub probes: Option<ProbeLoad>,
     /// Symptoms by cause since the start.
     pub symptoms: Vec<SymptomCount>,
+    /// What is worth knowing before something happens.
+    #[serde(default)]
+    pub notes: Vec<Note>,
 }
 
 /// Lookups since the start.
@@ -139,6 +153,12 @@ impl Status {
             out.push_str("\n  could not be looked at\n");
             for gap in gaps {
                 out.push_str(&format!("    {gap}\n"));
+            }
+        }
+        if !self.notes.is_empty() {
+            out.push_str("\n  beware\n");
+            for Note { about, what, mend } in &self.notes {
+                out.push_str(&format!("    {about}: {what}\n      → {mend}\n"));
             }
         }
         out

@@ -30,6 +30,13 @@ pub struct StoreConfig {
     pub path: Option<PathBuf>,
 }
 
+impl StoreConfig {
+    /// A file beside the state.
+    pub fn file(&self, name: &str) -> Option<KeptFile> {
+        Some(KeptFile::new(self.path.as_ref()?, name))
+    }
+}
+
 /// All that the next process goes on with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -283,6 +283,26 @@ fn a_silent_server_is_named_once_the_wait_for_proof_is_over() {
 }
 
 #[test]
+fn until_all_senders_have_come_back_nothing_likely_is_taken_and_nothing_is_lost() {
+    let mut bench = Bench::new();
+    bench.correlator.settle(bench.now.plus(Duration::from_secs(15)));
+    for id in 0..4 {
+        bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
+        bench.silent(10 + id, "10.96.0.10:53", ServerRole::Service);
+    }
+    bench.wait(14);
+    assert!(bench.correlator.incidents().is_empty());
+    assert_eq!(bench.correlator.counts().count(), 0);
+    bench.wait(3);
+    assert_eq!(bench.correlator.incidents()[0].cause, "server-silent");
+    assert_eq!(bench.correlator.counts().map(|(_, _, n)| n).sum::<u64>(), 8);
+    let mut bench = Bench::new();
+    bench.correlator.settle(bench.now.plus(Duration::from_secs(15)));
+    bench.send(vec![dropped("node-a")], vec![]);
+    assert!(matches!(bench.wait(2).as_slice(), [Change::Opened(_), ..]), "a proof needs nobody else");
+}
+
+#[test]
 fn few_symptoms_without_a_cause_are_counted_and_many_open_an_incident() {
     let mut bench = Bench::new();
     for id in 0..4 {
@@ -350,8 +370,35 @@ fn an_observer_that_falls_silent_makes_blind_and_one_that_never_looked_does_not(
     coverage.push(denied);
     bench.send(vec![], coverage);
     assert!(bench.correlator.blind().is_empty());
-    bench.wait(16);
+    bench.wait(12);
+    assert!(bench.correlator.blind().is_empty(), "two turns may be missed");
+    bench.wait(2);
     assert_eq!(bench.correlator.blind().len(), Observer::ALL.len());
+}
+
+#[test]
+fn a_node_that_left_the_cluster_is_not_blind() {
+    let mut bench = Bench::new();
+    let with = |names: &[&str]| {
+        let node = |name: &&str| evidence::Node { name: (*name).into(), zone: None };
+        let servers = ["10.244.1.2:53", "10.244.2.3:53"];
+        let nodes = names.iter().map(node).collect();
+        Observation::Inventory(evidence::Inventory { nodes, ..inventory(&servers) }.into())
+    };
+    let of_node = |place: &str| Coverage {
+        observer: Observer::Prober,
+        place: place.into(),
+        state: CoverageState::Looked { lost: 0 },
+    };
+    let lines = ["node-a", "node-b", "node-b/host", "node-bb"].map(of_node);
+    bench.send(vec![with(&["node-a", "node-b", "node-bb"])], lines.into());
+    bench.wait(5);
+    // It left; the others fall silent, and nobody says which nodes there are.
+    bench.send(vec![with(&["node-a", "node-bb"])], vec![]);
+    bench.send(vec![with(&[])], vec![]);
+    bench.wait(10);
+    let blind: Vec<String> = bench.correlator.blind().into_iter().map(|blind| blind.place).collect();
+    assert_eq!(blind, ["node-a", "node-bb"]);
 }
 
 #[test]

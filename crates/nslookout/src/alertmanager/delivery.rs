@@ -8,12 +8,15 @@ use evidence::WallTime;
 use hyper::Method;
 use netns::Namespace;
 use rand::RngExt;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::access::{self, Access};
 use super::board::Board;
+use super::config::AlertmanagersConfig;
 use super::letter::{Letter, Told};
-use super::{Alert, AlertmanagersConfig, Target, adopt};
+use super::target::Target;
+use super::{Alert, adopt};
 use crate::metrics::{Metrics, SendResult};
 
 /// One Alertmanager's task.
@@ -22,15 +25,37 @@ pub struct Delivery {
     /// Opened before it is needed (the watchdog is pushed at the start) and kept: a full conntrack table lets no
     /// new one through.
     connection: Connection,
+    access: Access,
     path: String,
     interval: Duration,
     lasting: Duration,
     board: watch::Receiver<Arc<Board>>,
     told: Arc<Mutex<Told>>,
+    leave: oneshot::Receiver<()>,
     /// To be asked before anything is told.
     question: Option<Question>,
     metrics: Metrics,
-    failing: bool,
+    failing: Option<Failing>,
+}
+
+/// What has to be mended, as far as the log goes: it tells each once, not at each attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failing {
+    Access,
+    Tls,
+    Network,
+    Refused(u16),
+}
+
+/// Why a push has no answer.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// Mended by the operator.
+    #[error(transparent)]
+    Access(#[from] access::Trouble),
+    /// The network, or the other side.
+    #[error(transparent)]
+    Http(#[from] Error),
 }
 
 /// What is it that an Alertmanager still holds?
@@ -43,30 +68,34 @@ pub struct Question {
 }
 
 impl Delivery {
-    /// A task to be run; it connects from this process' own network namespace.
+    /// A task to be run; it connects from this process' own network namespace. It ends once nobody sets alerts any more,
+    /// or the other side of `leave` has gone.
     pub fn new(
         config: &AlertmanagersConfig,
-        target: Target,
+        target: &Target,
         board: watch::Receiver<Arc<Board>>,
         told: Arc<Mutex<Told>>,
+        leave: oneshot::Receiver<()>,
         question: Option<Question>,
         metrics: Metrics,
     ) -> Result<Self, netns::Error> {
         let limits = Limits { timeout: config.timeout, body_bytes: MAX_ANSWER_BYTES };
         Ok(Self {
             connection: Connection::new(Namespace::current()?, target.address, limits),
+            access: Access::new(config, target),
             path: format!("{}/api/v2/alerts", target.prefix),
             interval: config.interval,
             lasting: config.lasting,
             board,
             told,
+            leave,
             question,
             metrics,
-            failing: false,
+            failing: None,
         })
     }
 
-    /// Pushes until the board has gone.
+    /// Pushes until it is to end. A push that is under way ends first: what was taken must be known as told.
     pub async fn run(mut self) {
         let mut backoff = FIRST_BACKOFF;
         loop {
@@ -80,13 +109,16 @@ impl Delivery {
                 let jitter = rand::rng().random_range(0.5..1.0);
                 let wait = sleep(backoff.mul_f64(jitter));
                 backoff = (backoff * 2).min(MAX_BACKOFF);
-                wait.await;
-                self.board.has_changed().is_ok()
+                tokio::select! {
+                    () = wait => self.board.has_changed().is_ok(),
+                    _ = &mut self.leave => false,
+                }
             };
             if !goes_on {
-                return;
+                break;
             }
         }
+        self.metrics.forget_alertmanager(&self.connection.address().to_string());
     }
 
     /// True if it was accepted.
@@ -101,7 +133,7 @@ impl Delivery {
             accept: "application/json",
             body: Some((letter.json.clone().into(), "application/json")),
         };
-        let outcome = self.connection.ask(&ask).await;
+        let outcome = exchange(&mut self.access, &mut self.connection, &ask).await;
         let result = match &outcome {
             Ok(answer) if (200..300).contains(&answer.status) => SendResult::Accepted,
             Ok(_) => SendResult::Refused,
@@ -121,13 +153,20 @@ impl Delivery {
     async fn ask_first(&mut self) -> bool {
         let Some(question) = &self.question else { return true };
         let ask = Ask { method: Method::GET, path: &question.path, accept: "application/json", body: None };
-        let outcome = self.connection.ask(&ask).await;
+        let outcome = exchange(&mut self.access, &mut self.connection, &ask).await;
+        let result = match &outcome {
+            Err(_) => SendResult::Failed,
+            // It will let itself be asked once our credentials are right.
+            Ok(Answer { status: 401 | 403, .. }) => SendResult::Refused,
+            Ok(_) => SendResult::Accepted,
+        };
         let alerts = match &outcome {
-            Err(_) => {
-                self.metrics.count_send(&self.connection.address().to_string(), SendResult::Failed);
-                self.log(&outcome, SendResult::Failed);
+            _ if result != SendResult::Accepted => {
+                self.metrics.count_send(&self.connection.address().to_string(), result);
+                self.log(&outcome, result);
                 return false;
             }
+            Err(_) => return false,
             Ok(Answer { status: 200, body }) => adopt::read(body).map_err(|error| error.to_string()),
             Ok(Answer { status, .. }) => Err(format!("status {status}")),
         };
@@ -156,6 +195,7 @@ impl Delivery {
         loop {
             tokio::select! {
                 () = sleep_until(due) => return true,
+                _ = &mut self.leave => return false,
                 changed = self.board.changed() => {
                     if changed.is_err() {
                         return false;
@@ -169,22 +209,44 @@ impl Delivery {
         }
     }
 
-    /// Once when it begins to fail and once when it is over, not at each attempt.
-    fn log(&mut self, outcome: &Result<Answer, Error>, result: SendResult) {
+    /// Once when it begins to fail, or fails for another reason, and once when it is over.
+    fn log(&mut self, outcome: &Result<Answer, Trouble>, result: SendResult) {
         let address = self.connection.address();
-        let fails = result != SendResult::Accepted;
+        let failing = match outcome {
+            Ok(_) if result == SendResult::Accepted => None,
+            Ok(answer) => Some(Failing::Refused(answer.status)),
+            Err(Trouble::Access(_)) => Some(Failing::Access),
+            Err(Trouble::Http(Error::Tls { .. })) => Some(Failing::Tls),
+            Err(Trouble::Http(_)) => Some(Failing::Network),
+        };
+        let before = std::mem::replace(&mut self.failing, failing);
+        if before == failing {
+            return;
+        }
         match outcome {
-            Ok(_) if !fails && self.failing => tracing::info!("Alertmanager {address} takes alerts again"),
-            Ok(answer) if fails && !self.failing => {
+            Ok(_) if failing.is_none() => tracing::info!("Alertmanager {address} takes alerts again"),
+            Ok(answer) => {
                 let text = String::from_utf8_lossy(&answer.body);
                 let text: String = text.chars().take(200).collect();
                 tracing::warn!("Alertmanager {address} refuses alerts with status {}: {text}", answer.status);
             }
-            Err(error) if !self.failing => tracing::warn!("alerts are kept: {error}"),
-            Ok(_) | Err(_) => {}
+            // rustls says UnknownIssuer, or which names the certificate has.
+            Err(Trouble::Http(error @ Error::Tls { .. })) => tracing::warn!(
+                "alerts are kept: {error} (is alertmanagers.ca the authority that signed its certificate, and \
+                 alertmanagers.serverName a name in it?)"
+            ),
+            Err(error) => tracing::warn!("alerts are kept: Alertmanager {address}: {error}"),
         }
-        self.failing = fails;
     }
+}
+
+async fn exchange(
+    access: &mut Access,
+    connection: &mut Connection,
+    ask: &Ask<'_>,
+) -> Result<Answer, Trouble> {
+    access.arm(connection)?;
+    Ok(connection.ask(ask).await?)
 }
 
 /// Changed annotations are worth no push at each of five turns a second.

@@ -13,7 +13,8 @@ use super::Alert;
 use super::board::{Board, Labels};
 use crate::alerts::rfc3339;
 
-/// What this Alertmanager has accepted.
+/// What this Alertmanager has accepted, or one of those that share their notifications: behind one Service each may be
+/// replaced by another that remembers what people were told, and not the alert.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<(Labels, Mark)>", into = "Vec<(Labels, Mark)>")]
 pub struct Told(BTreeMap<Labels, Mark>);

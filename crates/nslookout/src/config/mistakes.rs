@@ -276,7 +276,7 @@ mod tests {
             (
                 "alertmanagers: {addresses: ['http://am:9093']}",
                 "alertmanagers.addresses[0]: \"http://am:9093\" is no IP address: a host name can't be resolved while \
-                 DNS is down; use http://IP:PORT",
+                 DNS is down; use http://IP:PORT, or alertmanagers.services",
             ),
             (
                 "metrics: {listen: 'localhost:9853'}",

@@ -37,6 +37,9 @@ pub struct CorrelatorConfig {
     /// Where it listens for agents. Loopback by default; in a cluster "[::]:9854".
     #[schemars(extend("format" = shape::LISTEN))]
     pub listen: SocketAddr,
+    /// Files with a certificate that somebody else makes, cert-manager for one, instead of an authority of its own. They
+    /// are read again while it runs. `ca` is then the file with the authority that agents trust, and not written here.
+    pub tls: Option<TlsConfig>,
     /// The folder that keeps the authority's key. None: a new authority at each start.
     pub keys: Option<PathBuf>,
     /// Objects of the API server that keep the authority instead: so it outlives the pod, and agents get it.
@@ -49,6 +52,16 @@ pub struct CorrelatorConfig {
     pub connections: usize,
     /// Connections from one address.
     pub connections_per_address: usize,
+}
+
+/// A certificate for the correlator's name, and its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The certificate, followed by those between it and the authority; PEM.
+    pub certificate: PathBuf,
+    /// Its key; PEM.
+    pub key: PathBuf,
 }
 
 /// Where a cluster keeps the certificate authority.
@@ -116,6 +129,7 @@ impl Default for CorrelatorConfig {
             name: "nslookout-correlator".into(),
             ca: "/run/nslookout/ca.crt".into(),
             listen: DEFAULT_CORRELATOR_LISTEN,
+            tls: None,
             keys: None,
             authority: None,
             tokens: None,

@@ -7,6 +7,7 @@ use humantime_serde::re::humantime::format_duration;
 use serde_json::Value;
 
 use super::{Alerting, Config};
+use crate::alertmanager;
 
 impl Config {
     /// What the schema allows, and would look at nothing, alert on nothing or contradict itself.
@@ -43,6 +44,13 @@ impl Config {
         if rustls::pki_types::ServerName::try_from(correlator.name.as_str()).is_err() {
             mistakes.push(format!("correlator.name: {:?} is no name of a server", correlator.name));
         }
+        if correlator.tls.is_some() && (correlator.authority.is_some() || correlator.keys.is_some()) {
+            mistakes.push(
+                "correlator.tls: with a certificate from files there is no authority of its own; leave out \
+                 correlator.authority and correlator.keys"
+                    .into(),
+            );
+        }
         if agent.node.as_deref().is_some_and(|node| node.is_empty() || node.contains('/')) {
             mistakes.push("agent.node: is no name of a node".into());
         }
@@ -62,11 +70,16 @@ impl Config {
             }
         }
         mistakes.extend(self.alertmanagers.mistakes());
-        if self.alerting == Alerting::Prometheus && !self.alertmanagers.addresses.is_empty() {
-            mistakes.push(
-                "alertmanagers.addresses: with alerting: prometheus every alert would be told twice; leave it empty"
-                    .into(),
-            );
+        mistakes.extend(alertmanager::in_vain(&self.alertmanagers, cluster.kubeconfig.is_some()));
+        let told = &self.alertmanagers;
+        for (key, is_set) in
+            [("addresses", !told.addresses.is_empty()), ("services", !told.services.is_empty())]
+        {
+            if self.alerting == Alerting::Prometheus && is_set {
+                mistakes.push(format!(
+                    "alertmanagers.{key}: with alerting: prometheus every alert would be told twice; leave it empty"
+                ));
+            }
         }
         mistakes
     }
@@ -206,6 +219,24 @@ mod tests {
                 "alerting: prometheus\nalertmanagers: {addresses: ['http://10.0.0.5']}",
                 "alertmanagers.addresses: ",
             ),
+            (
+                "alerting: prometheus\ncluster: {kubeconfig: /a}\nalertmanagers: {services: [{namespace: a, name: b}]}",
+                "alertmanagers.services: with alerting",
+            ),
+            (
+                "alertmanagers: {services: [{namespace: a, name: b}]}",
+                "alertmanagers.services: this is no pod",
+            ),
+            (
+                "cluster: {kubeconfig: /a}\nalertmanagers: {services: [{namespace: a, name: b, port: true}]}",
+                "alertmanagers.services[0].port: true is not a whole number or a text",
+            ),
+            (
+                "cluster: {kubeconfig: /a}\nalertmanagers: {services: [{namespace: a, name: b, scheme: ftp}]}",
+                "alertmanagers.services[0].scheme: \"ftp\" is none of \"http\", \"https\"",
+            ),
+            ("alertmanagers: {addresses: ['https://10.0.0.5']}", "alertmanagers.ca: is missing"),
+            ("alertmanagers: {basicAuth: {username: a}}", "alertmanagers.basicAuth.passwordFile: is missing"),
         ] {
             let told = told(text);
             assert!(matches!(told.as_slice(), [mistake] if mistake.starts_with(path)), "{text}: {told:#?}");
@@ -220,6 +251,8 @@ mod tests {
             "correlate: {confirmAfter: 0s, staleAfter: 0s, criticalPercent: 100}",
             "conntrackWatch: {counters: false, table: false, drops: false}",
             "metrics: {listen: '127.0.0.1:0'}",
+            "cluster: {kubeconfig: /a}\nalertmanagers: {services: [{namespace: a, name: b, port: web, path: /am}]}",
+            "alertmanagers: {addresses: ['https://10.0.0.5/am'], ca: /ca, serverName: am, bearerTokenFile: /token}",
         ] {
             assert_eq!(told(text), Vec::<String>::new(), "{text}");
         }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use humantime_serde::re::humantime;
 
-use crate::alertmanager::AlertmanagersConfig;
+use crate::alertmanager;
 use crate::inventory::ServerAddress;
 
 /// Texts that stand for something, checked by the code that reads them. The schema names them by `format`.
@@ -58,13 +58,7 @@ impl Shape {
                 .parse::<SocketAddr>()
                 .is_err()
                 .then(|| "is no IP address with a port (like \"127.0.0.1:9853\")".into()),
-            Self::Alertmanager => {
-                let alone =
-                    AlertmanagersConfig { addresses: vec![text.to_owned()], ..AlertmanagersConfig::default() };
-                let mistake = alone.mistakes().into_iter().next()?;
-                let path = format!("alertmanagers.addresses[0]: {text:?} ");
-                Some(mistake.strip_prefix(&path).unwrap_or(&mistake).to_owned())
-            }
+            Self::Alertmanager => alertmanager::address_problem(text).map(str::to_owned),
         }
     }
 }
@@ -87,6 +81,7 @@ mod tests {
             (Shape::Listen, "[::1]:9853", true),
             (Shape::Listen, "127.0.0.1", false),
             (Shape::Alertmanager, "http://10.0.0.5:9093", true),
+            (Shape::Alertmanager, "https://10.0.0.5:9093/am", true),
             (Shape::Alertmanager, "10.0.0.5:9093", false),
         ] {
             assert_eq!(shape.problem(text).is_none(), fine, "{text}");

@@ -73,6 +73,11 @@ impl ClusterConfig {
         }
     }
 
+    /// Whether the account comes from an API server.
+    pub(crate) fn asks_api(&self) -> bool {
+        self.source() == Source::Api
+    }
+
     /// Whom pods ask. This machine's own resolv.conf is a pod's only in a pod.
     pub(super) fn name_servers(&self) -> NameServers {
         let configured: Vec<SocketAddr> = self.service.addresses.iter().map(|a| a.0).collect();

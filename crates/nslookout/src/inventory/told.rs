@@ -34,6 +34,14 @@ impl Teller {
         });
     }
 
+    /// Hands out a state of before: the source itself has not spoken yet.
+    pub(super) fn remember(&self, inventory: Inventory, as_of: WallTime) {
+        self.publish(&Arc::new(inventory.clone()));
+        self.stand_by(as_of);
+        // There is room: nothing else was told yet.
+        drop(self.out.try_send(report(Some(Observation::Inventory(inventory.into())), Vec::new())));
+    }
+
     /// The state as it was last handed out.
     pub(crate) fn published(&self) -> Arc<Inventory> {
         self.publish.borrow().clone()

@@ -5,9 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result};
 use k8s_openapi::ByteString;
@@ -19,42 +18,40 @@ use kube::{Api, Resource};
 
 use super::ApiServer;
 use crate::config::AuthorityConfig;
-use crate::transport::authority::Authority;
+use crate::store::write_whole;
+use crate::transport::authority::{Authority, FILE, Times};
 
 /// The authority and the objects that keep it.
-pub struct Keeper<'a> {
-    api: &'a ApiServer,
-    config: &'a AuthorityConfig,
+#[derive(Clone)]
+pub struct Keeper {
+    api: ApiServer,
+    config: AuthorityConfig,
 }
 
-impl<'a> Keeper<'a> {
+impl Keeper {
     /// Asks nothing yet.
-    pub fn new(api: &'a ApiServer, config: &'a AuthorityConfig) -> Self {
+    pub fn new(api: ApiServer, config: AuthorityConfig) -> Self {
         Self { api, config }
     }
 
     /// The authority that the Secret holds, else a new one. The folder is this process' own copy: it is gone by while
     /// the API server is away.
     pub async fn authority(&self, folder: &Path, server: &str) -> Result<Authority> {
-        match self.secrets().get_opt(&self.config.name).await {
-            Ok(Some(secret)) => copy(&secret, folder)?,
+        let (name, file) = (&self.config.name, folder.join(FILE));
+        match self.secrets().get_opt(name).await {
+            Ok(Some(secret)) => copy(&secret, &file).with_context(|| format!("Secret {name}"))?,
             // What an earlier try left is not what will be in the Secret.
-            Ok(None) => FILES.iter().for_each(|file| drop(fs::remove_file(folder.join(file)))),
-            Err(_) if FILES.iter().all(|file| folder.join(file).exists()) => {}
-            Err(error) => return Err(error).with_context(|| format!("get Secret {}", self.config.name)),
+            Ok(None) => drop(fs::remove_file(&file)),
+            Err(_) if file.exists() => {}
+            Err(error) => return Err(error).with_context(|| format!("get Secret {name}")),
         }
-        Ok(Authority::load(Some(folder), server)?)
+        Ok(Authority::load(Some(folder), server, Times::default(), SystemTime::now())?)
     }
 
-    /// Sees to it that both objects are there, with what the folder holds, and go with the present Deployment.
-    pub async fn keep(&self, folder: &Path) -> Result<()> {
-        let read = |file: &str| {
-            let path = folder.join(file);
-            fs::read(&path).with_context(|| path.display().to_string())
-        };
-        let files = FILES.map(|file| Ok((file.to_owned(), ByteString(read(file)?))));
-        let data: BTreeMap<_, _> = files.into_iter().collect::<Result<_>>()?;
-        let certificate = String::from_utf8_lossy(&read("ca.crt")?).into_owned();
+    /// Sees to it that both objects are there, with this authority and what agents are to trust, and go with the present
+    /// Deployment.
+    pub async fn keep(&self, authority: &str, bundle: &str) -> Result<()> {
+        let data = BTreeMap::from([(FILE.to_owned(), ByteString(authority.as_bytes().to_vec()))]);
         let metadata = self.metadata().await?;
         let (secrets, name) = (self.secrets(), self.config.name.as_str());
         let wanted = Secret { metadata: metadata.clone(), data: Some(data), ..Secret::default() };
@@ -71,7 +68,7 @@ impl<'a> Keeper<'a> {
                 done.map(drop).with_context(|| format!("create Secret {name}"))?;
             }
         }
-        self.publish(certificate, metadata).await
+        self.publish(bundle.to_owned(), metadata).await
     }
 
     fn secrets(&self) -> Api<Secret> {
@@ -120,19 +117,8 @@ impl<'a> Keeper<'a> {
     }
 }
 
-fn copy(secret: &Secret, folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    for file in FILES {
-        let text = secret.data.as_ref().and_then(|data| data.get(file));
-        let text =
-            text.with_context(|| format!("the Secret has no {file}: delete it, and a new one is made"))?;
-        let path = folder.join(file);
-        let mut options = fs::OpenOptions::new();
-        let open = options.write(true).create(true).truncate(true).mode(0o600).open(&path);
-        open.and_then(|mut file| file.write_all(&text.0)).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+fn copy(secret: &Secret, file: &Path) -> Result<()> {
+    let text = secret.data.as_ref().and_then(|data| data.get(FILE));
+    let text = text.with_context(|| format!("it has no {FILE}: delete it, and a new one is made"))?;
+    write_whole(file, &text.0, 0o600).with_context(|| file.display().to_string())
 }
-
-/// As `Authority` keeps them in a folder.
-const FILES: [&str; 2] = ["ca.key", "ca.crt"];

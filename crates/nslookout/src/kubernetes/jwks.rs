@@ -11,8 +11,8 @@ use ring::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents,
     UnparsedPublicKey,
 };
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use super::connect::ApiServer;
 use super::token::{Expected, Identity, Refusal, Token};
@@ -20,8 +20,15 @@ use super::token::{Expected, Identity, Refusal, Token};
 /// The keys with which service account tokens are signed, and their issuer.
 #[derive(Debug, Clone)]
 pub struct Keys {
-    issuer: String,
+    published: Published,
     keys: Vec<(Option<String>, Key)>,
+}
+
+/// Them as the API server publishes them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Published {
+    issuer: String,
+    keys: Vec<Jwk>,
 }
 
 /// A public key (RFC 7518, section 6).
@@ -46,7 +53,7 @@ struct Jwks {
     keys: Vec<Jwk>,
 }
 
-#[derive(Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Jwk {
     kid: Option<String>,
     kty: String,
@@ -63,12 +70,19 @@ impl Keys {
     pub async fn fetch(api: &ApiServer) -> Result<Self, Box<kube::Error>> {
         let Discovery { issuer } = get(api, "/.well-known/openid-configuration").await?;
         let Jwks { keys } = get(api, "/openid/v1/jwks").await?;
-        Ok(Self::new(issuer, keys))
+        Ok(Self::new(Published { issuer, keys }))
     }
 
-    fn new(issuer: String, keys: Vec<Jwk>) -> Self {
-        let keys = keys.into_iter().take(MOST).filter_map(|jwk| Some((jwk.kid.clone(), jwk.key()?)));
-        Self { issuer, keys: keys.collect() }
+    /// As they were published.
+    pub fn new(mut published: Published) -> Self {
+        published.keys.truncate(MOST);
+        let keys = published.keys.iter().filter_map(|jwk| Some((jwk.kid.clone(), jwk.key()?))).collect();
+        Self { published, keys }
+    }
+
+    /// To be kept.
+    pub fn published(&self) -> &Published {
+        &self.published
     }
 
     /// Whom the token stands for, by its signature alone.
@@ -93,7 +107,7 @@ impl Keys {
 
     /// Whether one of the keys signed it. [`Refusal::Unchecked`] where its key or algorithm is not known here.
     pub(super) fn verify(&self, token: &Token) -> Result<(), Refusal> {
-        if token.claims.issuer != self.issuer {
+        if token.claims.issuer != self.published.issuer {
             return Err(Refusal::Forged);
         }
         let key = self.keys.iter().find(|(id, _)| *id == token.key).map(|(_, key)| key);

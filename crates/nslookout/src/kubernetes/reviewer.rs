@@ -10,10 +10,11 @@ use evidence::WallTime;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::connect::ApiServer;
-use super::jwks::Keys;
+use super::jwks::{Keys, Published};
 use super::token::{Expected, Identity, Refusal, Token};
 use super::token_review::review;
 use super::trouble;
+use crate::store::KeptFile;
 
 /// Judges the tokens that senders show.
 pub struct Reviewer {
@@ -30,10 +31,15 @@ struct State {
 }
 
 impl Reviewer {
-    /// Judges by this API server, whose keys are fetched now and then as long as the reviewer is used.
-    pub fn start(api: ApiServer, expected: Expected) -> Arc<Self> {
-        let this = Arc::new(Self { api, expected, state: Mutex::default() });
-        tokio::spawn(keep_keys(Arc::downgrade(&this)));
+    /// Judges by this API server, whose keys are fetched now and then as long as the reviewer is used; until the first
+    /// time by those in the file.
+    pub fn start(api: ApiServer, expected: Expected, file: Option<KeptFile>) -> Arc<Self> {
+        let kept = file.as_ref().and_then(KeptFile::read::<Published>);
+        let kept = kept.filter(|kept| WallTime::now().since(kept.saved) < KEPT);
+        let keys = kept.map(|kept| Arc::new(Keys::new(kept.content)));
+        let state = State { keys, ..State::default() };
+        let this = Arc::new(Self { api, expected, state: Mutex::new(state) });
+        tokio::spawn(keep_keys(Arc::downgrade(&this), file));
         this
     }
 
@@ -80,12 +86,18 @@ impl Reviewer {
 }
 
 /// Ends with the reviewer.
-async fn keep_keys(reviewer: Weak<Reviewer>) {
+async fn keep_keys(reviewer: Weak<Reviewer>, file: Option<KeptFile>) {
     let mut told = false;
     loop {
         let Some(this) = reviewer.upgrade() else { return };
         let why = match timeout(FETCH, Keys::fetch(&this.api)).await {
             Ok(Ok(keys)) => {
+                // A few KB, every ten minutes: their age says when they were last right.
+                if let Some(Err(error)) =
+                    file.as_ref().map(|file| file.write(keys.published(), WallTime::now()))
+                {
+                    tracing::debug!("store.path: the keys of service account tokens are not kept: {error}");
+                }
                 this.state().keys = Some(Arc::new(keys));
                 None
             }
@@ -113,5 +125,7 @@ const LONGEST: Duration = Duration::from_millis(4500);
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// Keys are changed by hand, and the old ones stay as long as there are tokens.
 const FETCH_AGAIN: Duration = Duration::from_secs(600);
+/// Keys that were not seen for so long vouch for nobody.
+const KEPT: Duration = Duration::from_secs(24 * 3600);
 const RETRY: Duration = Duration::from_secs(10);
 const FETCH: Duration = Duration::from_secs(5);

@@ -320,4 +320,4 @@ const NAMES: Duration = Duration::from_millis(500);
 /// Without an answer so often in a row it is away: one lost answer is none.
 const AWAY: u32 = 2;
 /// A pause, a connection that can't be made, and time to spare.
-const TROUBLE_LASTS: Duration = LONGEST_PAUSE.saturating_mul(4);
+pub(super) const TROUBLE_LASTS: Duration = LONGEST_PAUSE.saturating_mul(4);

@@ -51,11 +51,15 @@ impl Trouble {
 
     /// What is missing, and what can't be seen for it.
     pub(super) fn words(&self, kind: Kind) -> String {
-        let (resource, hides) = (kind.resource(), kind.hides());
+        self.said_of(kind.resource(), kind.scope(), kind.hides())
+    }
+
+    /// As [`Self::words`]; `scope` goes on after the resource.
+    pub(super) fn said_of(&self, resource: &str, scope: &str, hides: &str) -> String {
         match self {
             Self::Refused { verb, user } => {
                 let user = user.as_deref().unwrap_or("the service account");
-                format!("RBAC: {user} may not {verb} {resource}{}; without it {hides}", kind.scope())
+                format!("RBAC: {user} may not {verb} {resource}{scope}; without it {hides}")
             }
             Self::Unauthenticated => {
                 format!("the API server does not accept the token (401); without {resource} {hides}")

@@ -110,19 +110,15 @@ pub(super) fn start(client: &Client, out: &mpsc::Sender<News>, tasks: &mut JoinS
         let has_address = service.addresses().next().is_some();
         has_address.then_some(service)
     };
-    tasks.spawn(pump(services, all.clone(), Kind::Services, keep, News::Service, out.clone()));
+    let news = |change: Result<_, _>| change.map_or_else(failed(Kind::Services), News::Service);
+    tasks.spawn(pump(services, all.clone(), keep, news, out.clone()));
     let pods = Api::<RawPod>::all(client.clone());
     let living = all.clone().fields("status.phase!=Succeeded,status.phase!=Failed");
-    tasks.spawn(pump(pods, living, Kind::Pods, known_pod, News::Pod, out.clone()));
+    let news = |change: Result<_, _>| change.map_or_else(failed(Kind::Pods), News::Pod);
+    tasks.spawn(pump(pods, living, known_pod, news, out.clone()));
     let nodes = Api::<RawNode>::all(client.clone());
-    tasks.spawn(pump(
-        nodes,
-        all,
-        Kind::Nodes,
-        |node: RawNode| Some(node.into_node()),
-        News::Node,
-        out.clone(),
-    ));
+    let news = |change: Result<_, _>| change.map_or_else(failed(Kind::Nodes), News::Node);
+    tasks.spawn(pump(nodes, all, |node: RawNode| Some(node.into_node()), news, out.clone()));
 }
 
 /// Starts the watch of one Service's slices, of all address families.
@@ -133,10 +129,40 @@ pub(super) fn start_slices(
     out: &mpsc::Sender<News>,
     tasks: &mut JoinSet<()>,
 ) -> AbortHandle {
+    let news = move |change: Result<_, _>| {
+        change.map_or_else(failed(Kind::Slices), |change| News::Slice(number, change))
+    };
+    tasks.spawn(slices(client, namespace, service, news, out.clone()))
+}
+
+/// The slices of one Service, until nobody listens.
+pub(super) fn slices<N, W: Fn(Result<Change<Slice>, Trouble>) -> N>(
+    client: &Client,
+    namespace: &str,
+    service: &str,
+    wrap: W,
+    out: mpsc::Sender<N>,
+) -> impl Future<Output = ()> + use<N, W> {
     let slices = Api::<Slice>::namespaced(client.clone(), namespace);
     let of_service = watcher::Config::default().labels(&format!("kubernetes.io/service-name={service}"));
-    let wrap = move |change| News::Slice(number, change);
-    tasks.spawn(pump(slices, of_service, Kind::Slices, Some, wrap, out.clone()))
+    pump(slices, of_service, Some, wrap, out)
+}
+
+/// One Service, until nobody listens.
+pub(super) fn service<N, W: Fn(Result<Change<Service>, Trouble>) -> N>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    wrap: W,
+    out: mpsc::Sender<N>,
+) -> impl Future<Output = ()> + use<N, W> {
+    let services = Api::<Service>::namespaced(client.clone(), namespace);
+    let named = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    pump(services, named, Some, wrap, out)
+}
+
+fn failed(kind: Kind) -> impl Fn(Trouble) -> News {
+    move |trouble| News::Failed(kind, trouble)
 }
 
 fn known_pod(pod: RawPod) -> Option<KnownPod> {
@@ -144,13 +170,12 @@ fn known_pod(pod: RawPod) -> Option<KnownPod> {
     pod.into_pod().map(|pod| KnownPod { pod, coredns })
 }
 
-async fn pump<K, T>(
+async fn pump<K, T, N>(
     api: Api<K>,
     config: watcher::Config,
-    kind: Kind,
     reduce: impl Fn(K) -> Option<T>,
-    wrap: impl Fn(Change<T>) -> News,
-    out: mpsc::Sender<News>,
+    wrap: impl Fn(Result<Change<T>, Trouble>) -> N,
+    out: mpsc::Sender<N>,
 ) where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
 {
@@ -170,8 +195,7 @@ async fn pump<K, T>(
         if !matches!(change, Err(_) | Ok(Change::Begin)) {
             pause = SHORTEST_PAUSE;
         }
-        let news = change.map_or_else(|trouble| News::Failed(kind, trouble), &wrap);
-        if out.send(news).await.is_err() {
+        if out.send(wrap(change)).await.is_err() {
             return;
         }
         if failed {

@@ -9,6 +9,7 @@ use prometheus::IntCounter;
 use super::reviewer::{Identity, Refused, Reviewer, Reviewing};
 use crate::config::AccountsConfig;
 use crate::kubernetes::{self, ApiServer, Expected, Refusal};
+use crate::store::KeptFile;
 
 /// Reviews by the API server, and by its keys while it is away.
 pub struct ApiReviewer {
@@ -19,15 +20,21 @@ pub struct ApiReviewer {
 }
 
 impl ApiReviewer {
-    /// For agents with these service accounts; where no namespace is set, in that of the connection.
-    pub fn start(api: ApiServer, accounts: AccountsConfig, unreviewed: IntCounter) -> Self {
+    /// For agents with these service accounts; where no namespace is set, in that of the connection. The file keeps the
+    /// keys over restarts.
+    pub fn start(
+        api: ApiServer,
+        accounts: AccountsConfig,
+        unreviewed: IntCounter,
+        file: Option<KeptFile>,
+    ) -> Self {
         let namespace = accounts.namespace.clone();
         let expected = Expected {
             audience: accounts.audience.clone(),
             namespace: namespace.unwrap_or_else(|| api.client.default_namespace().to_owned()),
             service_accounts: vec![accounts.prober.clone(), accounts.node.clone()],
         };
-        Self { reviewer: kubernetes::Reviewer::start(api, expected), accounts, unreviewed }
+        Self { reviewer: kubernetes::Reviewer::start(api, expected, file), accounts, unreviewed }
     }
 
     fn told(&self, identity: kubernetes::Identity) -> Identity {

@@ -8,8 +8,13 @@
     reason = "a panic is how a test fails"
 )]
 
+#[path = "../alertmanager/alert.rs"]
+mod alert;
+mod alertmanagers;
 mod control_plane;
 mod inventory;
 mod objects;
+#[path = "../alertmanager/program.rs"]
+mod program;
 mod refusals;
 mod tokens;

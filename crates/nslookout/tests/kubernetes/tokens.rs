@@ -9,6 +9,7 @@ use evidence::{Role, WallTime};
 use nslookout::config::AccountsConfig;
 use nslookout::inventory::ClusterConfig;
 use nslookout::kubernetes::{ApiServer, Expected, Identity, Keys, Refusal, Reviewer, connect, review};
+use nslookout::store::KeptFile;
 use nslookout::transport::api_server::ApiReviewer;
 use nslookout::transport::{Refused, Reviewer as _};
 use prometheus::IntCounter;
@@ -170,14 +171,15 @@ async fn while_the_api_server_is_away_its_keys_vouch_for_new_tokens() {
     let other_audience = pod_token(&plane, "prober", "vault", "prober-b", &b).await;
     let other = create_pod(&plane, "other-b", Some("node-b"), "other").await;
     let other_account = pod_token(&plane, "other", "nslookout", "other-b", &other).await;
-    let reviewer = Reviewer::start(api.clone(), expected());
+    let file = KeptFile::new(plane.folder(), "keys.json");
+    let reviewer = Reviewer::start(api.clone(), expected(), Some(file.clone()));
     let accounts = AccountsConfig {
         namespace: Some("dns".to_owned()),
         prober: "prober".to_owned(),
         ..AccountsConfig::default()
     };
     let unreviewed = IntCounter::new("unreviewed", "unreviewed").unwrap();
-    let agents = ApiReviewer::start(api.clone(), accounts, unreviewed.clone());
+    let agents = ApiReviewer::start(api.clone(), accounts, unreviewed.clone(), None);
     let keys = Keys::fetch(&api).await.unwrap();
     eventually_within(Duration::from_secs(10), "the keys are read", async || {
         if reviewer.has_keys() { Ok(()) } else { Err("not yet") }
@@ -199,10 +201,16 @@ async fn while_the_api_server_is_away_its_keys_vouch_for_new_tokens() {
     assert_eq!(refused(&signed_anew(&unseen, plane.folder(), expire)).await, Refusal::Expired);
     let refusal = review(&api, &expected(), &unseen).await.unwrap_err();
     assert!(matches!(&refusal, Refusal::Unchecked { why } if why.contains("refused")), "{refusal}");
-    let blind = Reviewer::start(api, expected());
+    let blind = Reviewer::start(api.clone(), expected(), None);
     assert!(
         matches!(blind.identify(&unseen).await, Err(Refusal::Unchecked { why }) if why.contains("not known"))
     );
+
+    // A process that begins now has the keys of the one before.
+    let next = Reviewer::start(api.clone(), expected(), Some(file));
+    let identity = next.identify(&unseen).await.unwrap();
+    assert_eq!((identity.reviewed, identity.node.as_str()), (false, "node-b"));
+    assert_eq!(next.identify(&forged(&seen)).await.unwrap_err(), Refusal::Forged);
 
     // The same in the transport's words: the service account says which part it is.
     let agent = agents.review(&unseen).await.unwrap();

@@ -10,9 +10,13 @@
     reason = "a panic is how a test fails"
 )]
 
+mod blind;
 mod many;
+#[path = "../alertmanager/program.rs"]
+mod program;
 mod refusals;
 mod site;
+mod years;
 
 use std::time::Duration;
 

@@ -155,7 +155,7 @@ async fn two_hundred_agents_that_see_the_same_dead_dns_make_one_alert_and_no_bat
     let nodes: Vec<String> = (0..100).map(|i| format!("node-{i}")).collect();
     let alertmanager = Alertmanager::start();
     let mut site = Site::new(&nodes.iter().map(String::as_str).collect::<Vec<_>>());
-    site.alertmanager = Some(alertmanager.address);
+    site.alertmanagers = json!({"addresses": [format!("http://{}", alertmanager.address)]});
     site.wait("Alertmanager is ready", || alertmanager.is_ready());
     site.start_correlator();
     let (server, start) = (site.dns, Instant::now());

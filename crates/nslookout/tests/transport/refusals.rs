@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use evidence::Role;
@@ -12,6 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::{Method, Request};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use nslookout::transport::authority::{Authority, Times};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::json;
@@ -203,11 +204,12 @@ async fn a_correlator_of_another_authority_gets_no_evidence() {
     site.start_correlator();
     let mut line = site.line("node-a-prober");
     let own = std::fs::read_to_string(site.path("ca.crt")).unwrap();
-    let other = nslookout::transport::authority::Authority::load(None, "nslookout-correlator").unwrap();
-    std::fs::write(site.path("ca.crt"), &other.certificate).unwrap();
+    let other = Authority::load(None, "nslookout-correlator", Times::default(), SystemTime::now());
+    let other = other.unwrap().bundle();
+    std::fs::write(site.path("ca.crt"), &other).unwrap();
     let trouble = line.post(letter(&parcel("node-a", 1, 1, 1)), 0).await.unwrap_err();
     assert!(!trouble.is_final() && trouble.to_string().contains("certificate"), "{trouble}");
     // The file is read again: with both authorities in it, as while one takes over from the other, all is well.
-    std::fs::write(site.path("ca.crt"), format!("{}{own}", other.certificate)).unwrap();
+    std::fs::write(site.path("ca.crt"), format!("{other}{own}")).unwrap();
     line.post(letter(&parcel("node-a", 1, 1, 1)), 0).await.unwrap();
 }

@@ -19,8 +19,8 @@ pub struct Site {
     pub dns: SocketAddr,
     /// More of the correlator's configuration.
     pub more: Value,
-    /// Where it alerts.
-    pub alertmanager: Option<SocketAddr>,
+    /// Whom it tells.
+    pub alertmanagers: Value,
     process: Option<Process>,
 }
 
@@ -59,7 +59,7 @@ impl Site {
             page: free(),
             dns: free(),
             more: json!({}),
-            alertmanager: None,
+            alertmanagers: json!({}),
             process: None,
         }
     }
@@ -89,10 +89,9 @@ impl Site {
         for (key, value) in self.more.as_object().unwrap() {
             correlator[key] = value.clone();
         }
-        let mut config = json!({"correlator": correlator, "cluster": self.cluster()});
-        if let Some(alertmanager) = self.alertmanager {
-            config["alertmanagers"] = json!({"addresses": [format!("http://{alertmanager}")]});
-        }
+        let alertmanagers = &self.alertmanagers;
+        let config =
+            json!({"correlator": correlator, "cluster": self.cluster(), "alertmanagers": alertmanagers});
         self.process = Some(self.start("correlator", &["correlator"], self.page, config));
         self.wait("the correlator is ready", || get(self.page, "/readyz").starts_with("HTTP/1.1 200"));
     }

@@ -16,7 +16,7 @@ struct Signed {
 fn signed() -> (Keys, BTreeMap<String, String>) {
     let Signed { keys, tokens } =
         serde_json::from_str(include_str!("../../../testdata/signed_tokens.json")).unwrap();
-    (Keys::new("https://cluster.example".to_owned(), keys), tokens)
+    (Keys::new(Published { issuer: "https://cluster.example".to_owned(), keys }), tokens)
 }
 
 fn expected(audience: &str, service_account: &str) -> Expected {
@@ -80,7 +80,8 @@ fn a_good_signature_is_not_enough() {
     let token = &tokens["ES256"];
     let refusal = |keys: &Keys, expected: Expected, now| keys.identify(&expected, token, now).unwrap_err();
     let ours = || expected("nslookout", "prober");
-    let other = Keys { issuer: "https://other.example".to_owned(), ..keys.clone() };
+    let other =
+        Keys::new(Published { issuer: "https://other.example".to_owned(), ..keys.published().clone() });
     assert_eq!(refusal(&other, ours(), NOW), Refusal::Forged);
     assert_eq!(refusal(&keys, ours(), WallTime(4_102_444_800_000_000_000)), Refusal::Expired);
     assert_eq!(refusal(&keys, ours(), WallTime(1_600_000_000_000_000_000)), Refusal::NotYet);

@@ -10,176 +10,30 @@
     reason = "a panic is how a test fails"
 )]
 
-use std::collections::BTreeMap;
+mod access;
+mod alert;
+mod program;
+
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use coredns_watch::http::{Ask, Connection, Limits};
+use alert::alert;
 use evidence::WallTime;
-use http_body_util::{BodyExt, Full};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response};
-use hyper_util::rt::TokioIo;
-use netns::Namespace;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use nslookout::alertmanager::{Alert, AlertmanagersConfig, Ledger, Legacy, Pusher, ToldAll, start};
+use nslookout::alertmanager::{Alert, AlertmanagersConfig, Known, Ledger, Legacy, Pusher, ToldAll, start};
 use nslookout::alerts::rfc3339;
 use nslookout::metrics::Metrics;
-use serde_json::Value;
-use tempfile::TempDir;
+use program::{Alertmanager, eventually};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, sleep};
 
-/// Alertmanager on a port of its own, with what it told people.
-struct Alertmanager {
-    child: Option<Child>,
-    folder: TempDir,
-    address: SocketAddr,
-    /// (name, firing or resolved, startsAt) of each alert in each notification.
-    told: Arc<Mutex<Vec<(String, String, String)>>>,
-}
-
-impl Alertmanager {
-    async fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let told = Arc::new(Mutex::new(Vec::new()));
-        let webhook = webhook(told.clone()).await;
-        let config = format!(
-            "route:\n  receiver: test\n  group_by: ['...']\n  group_wait: 0s\n  group_interval: 1s\n  \
-             repeat_interval: 1h\nreceivers:\n  - name: test\n    webhook_configs:\n      - url: http://{webhook}/\n"
-        );
-        std::fs::write(folder.path().join("config.yaml"), config).unwrap();
-        let address = free_address().await;
-        let mut this = Self { child: None, folder, address, told };
-        this.up().await;
-        this
-    }
-
-    /// Starts it and waits until it answers.
-    async fn up(&mut self) {
-        let program = lab::programs::alertmanager().unwrap();
-        // Debian's Alertmanager reads its templates from a fixed path in /usr/share, and it is not installed: it
-        // runs in a mount namespace where it sees its own package's.
-        let share = program.parent().unwrap().parent().unwrap().join("share");
-        let child = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-ec"])
-            .arg("mount --bind \"$1\" /usr/share && shift && exec \"$@\"")
-            .arg("sh")
-            .arg(share)
-            .arg(program)
-            .arg(format!("--config.file={}", self.folder.path().join("config.yaml").display()))
-            .arg(format!("--storage.path={}", self.folder.path().join("data").display()))
-            .arg(format!("--web.listen-address={}", self.address))
-            .arg("--cluster.listen-address=")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        self.child = Some(child);
-        eventually("Alertmanager is ready", async || get(self.address, "/-/ready").await.is_some()).await;
-    }
-
-    /// Ends it as an operator would: it writes down whom it told.
-    async fn down(&mut self) {
-        let mut child = self.child.take().unwrap();
-        kill(Pid::from_raw(child.id().try_into().unwrap()), Signal::SIGTERM).unwrap();
-        tokio::task::spawn_blocking(move || child.wait()).await.unwrap().unwrap();
-    }
-
-    /// The firing alerts by name.
-    async fn firing(&self) -> BTreeMap<String, Value> {
-        let body = get(self.address, "/api/v2/alerts").await.unwrap_or_default();
-        let alerts: Vec<Value> = serde_json::from_slice(&body).unwrap_or_default();
-        alerts
-            .into_iter()
-            .map(|alert| (alert["labels"]["alertname"].as_str().unwrap().to_owned(), alert))
-            .collect()
-    }
-
-    async fn fires(&self, name: &str) -> bool {
-        self.firing().await.contains_key(name)
-    }
-
-    /// How often people were told that the alert fires, and that it is over.
-    fn told(&self, name: &str) -> (usize, usize) {
-        let told = self.told.lock().unwrap();
-        let count = |state: &str| told.iter().filter(|(n, s, _)| n == name && s == state).count();
-        (count("firing"), count("resolved"))
-    }
-}
-
-impl Drop for Alertmanager {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            drop(child.kill());
-            drop(child.wait());
-        }
-    }
-}
-
-async fn webhook(told: Arc<Mutex<Vec<(String, String, String)>>>) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let told = told.clone();
-            let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                let told = told.clone();
-                async move {
-                    let body = request.into_body().collect().await?.to_bytes();
-                    let notification: Value = serde_json::from_slice(&body).unwrap();
-                    for alert in notification["alerts"].as_array().unwrap() {
-                        let text = |value: &Value| value.as_str().unwrap().to_owned();
-                        let line = (
-                            text(&alert["labels"]["alertname"]),
-                            text(&alert["status"]),
-                            text(&alert["startsAt"]),
-                        );
-                        told.lock().unwrap().push(line);
-                    }
-                    Ok::<_, hyper::Error>(Response::new(Full::<bytes::Bytes>::default()))
-                }
-            });
-            tokio::spawn(
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
-            );
-        }
-    });
-    address
-}
-
-async fn get(address: SocketAddr, path: &str) -> Option<Vec<u8>> {
-    let limits = Limits { timeout: Duration::from_secs(2), body_bytes: 1 << 20 };
-    let mut connection = Connection::new(Namespace::current().unwrap(), address, limits);
-    let ask = Ask { method: Method::GET, path, accept: "*/*", body: None };
-    connection.ask(&ask).await.ok().filter(|answer| answer.status == 200).map(|answer| answer.body.to_vec())
-}
-
+/// A port of loopback that is free now.
 async fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
 
-/// Gives the time it took.
-async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) -> Duration {
-    let begin = Instant::now();
-    while !holds().await {
-        assert!(begin.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
-        sleep(Duration::from_millis(20)).await;
-    }
-    begin.elapsed()
-}
-
-fn alert(name: &str, starts_at: WallTime) -> Alert {
-    Alert {
-        labels: [("alertname".to_owned(), name.to_owned()), ("severity".to_owned(), "critical".to_owned())]
-            .into(),
-        annotations: [("proof".to_owned(), "one".to_owned())].into(),
-        starts_at,
-        ends_at: None,
-    }
+/// On a port of its own, without TLS.
+async fn plain() -> Alertmanager {
+    Alertmanager::start_at(free_address().await, None).await
 }
 
 fn push_to(addresses: &[SocketAddr], metrics: &Metrics) -> Pusher {
@@ -194,14 +48,14 @@ fn push_after(addresses: &[SocketAddr], metrics: &Metrics, legacy: Legacy) -> Pu
         lasting: LASTING,
         ..AlertmanagersConfig::default()
     };
-    start(&config, "test", legacy, metrics)
+    start(&config, "test", Known::nothing(), legacy, metrics)
 }
 
 const LASTING: Duration = Duration::from_millis(2800);
 
 #[tokio::test]
 async fn an_alert_fires_is_updated_and_resolves_and_people_hear_of_it_once() {
-    let alertmanager = Alertmanager::start().await;
+    let alertmanager = plain().await;
     let pusher = push_to(&[alertmanager.address], &Metrics::new().unwrap());
     eventually("the watchdog fires", async || alertmanager.fires("NslookoutWatchdog").await).await;
 
@@ -237,7 +91,7 @@ async fn an_alert_fires_is_updated_and_resolves_and_people_hear_of_it_once() {
 
 #[tokio::test]
 async fn what_happens_while_it_is_down_is_told_once_when_it_is_back() {
-    let mut alertmanager = Alertmanager::start().await;
+    let mut alertmanager = plain().await;
     let pusher = push_to(&[alertmanager.address], &Metrics::new().unwrap());
     let [stays, ends, begins, flares] =
         ["Stays", "Ends", "Begins", "Flares"].map(|name| alert(name, WallTime::now()));
@@ -276,7 +130,7 @@ async fn what_happens_while_it_is_down_is_told_once_when_it_is_back() {
 
 #[tokio::test]
 async fn slow_dead_and_mad_ones_hold_up_nobody() {
-    let alertmanager = Alertmanager::start().await;
+    let alertmanager = plain().await;
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let garbage = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dead = free_address().await;
@@ -305,7 +159,7 @@ async fn slow_dead_and_mad_ones_hold_up_nobody() {
 
 #[tokio::test]
 async fn the_end_of_nslookout_resolves_nothing() {
-    let alertmanager = Alertmanager::start().await;
+    let alertmanager = plain().await;
     let pusher = push_to(&[alertmanager.address], &Metrics::new().unwrap());
     pusher.set(vec![alert("One", WallTime::now())]);
     eventually("One fires", async || alertmanager.fires("One").await).await;
@@ -319,7 +173,7 @@ async fn the_end_of_nslookout_resolves_nothing() {
 
 #[tokio::test]
 async fn each_of_a_pair_gets_all_also_the_one_that_was_away() {
-    let mut pair = [Alertmanager::start().await, Alertmanager::start().await];
+    let mut pair = [plain().await, plain().await];
     let pusher = push_to(&[pair[0].address, pair[1].address], &Metrics::new().unwrap());
     pusher.set(vec![alert("One", WallTime::now())]);
     for alertmanager in &pair {
@@ -339,7 +193,7 @@ async fn each_of_a_pair_gets_all_also_the_one_that_was_away() {
 
 #[tokio::test]
 async fn what_the_process_before_told_as_over_is_not_told_again() {
-    let alertmanager = Alertmanager::start().await;
+    let alertmanager = plain().await;
     let legacy = Legacy::default();
     let pusher = push_after(&[alertmanager.address], &Metrics::new().unwrap(), legacy.clone());
     let (told, untold) = (alert("Told", WallTime::now()), alert("Untold", WallTime::now()));
@@ -363,7 +217,7 @@ async fn what_the_process_before_told_as_over_is_not_told_again() {
 
 #[tokio::test]
 async fn a_process_that_knows_nothing_asks_what_still_fires_and_goes_on_with_it() {
-    let alertmanager = Alertmanager::start().await;
+    let alertmanager = plain().await;
     let pusher = push_to(&[alertmanager.address], &Metrics::new().unwrap());
     let ours = |cause: &str, cluster: &str| {
         let mut alert = alert("NslookoutDNS", WallTime::now());
