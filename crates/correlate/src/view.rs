@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use evidence::{
@@ -46,7 +47,7 @@ pub(crate) type TotalsKey = (String, Place, DropClass);
 #[derive(Debug, Default)]
 pub(crate) struct View {
     pub now: WallTime,
-    pub inventory: Inventory,
+    pub inventory: Arc<Inventory>,
     pub inventory_known: bool,
     pub drops: VecDeque<(WallTime, KernelDrop)>,
     pub mappings: BTreeMap<(String, u32), Entry>,
@@ -98,9 +99,10 @@ impl View {
     }
 
     /// Takes a new state of the cluster.
-    pub fn learn_inventory(&mut self, at: WallTime, inventory: Inventory) {
+    pub fn learn_inventory(&mut self, at: WallTime, inventory: impl Into<Arc<Inventory>>) {
         let before = self.serving();
-        let nodes_before = std::mem::replace(&mut self.inventory, inventory).nodes;
+        let last = std::mem::replace(&mut self.inventory, inventory.into());
+        let nodes_before = &last.nodes;
         let after = self.serving();
         for gone in before.difference(&after) {
             self.departed.insert(*gone, at);

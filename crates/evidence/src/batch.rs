@@ -1,5 +1,7 @@
 //! The unit in which evidence travels.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -40,7 +42,7 @@ pub enum Observation {
     /// A server's metrics.
     ServerSample(ServerSample),
     /// The cluster's state.
-    Inventory(Inventory),
+    Inventory(Arc<Inventory>),
 }
 
 /// What one part of one node saw in a span. Nothing in it is ever asked for again.

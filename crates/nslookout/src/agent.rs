@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use evidence::{Inventory, Role};
+use prober::Duty;
 use tokio::sync::{mpsc, watch};
 
 use crate::alive::{self, Alive};
@@ -61,9 +62,11 @@ pub async fn run(config: Config, part: Part) -> Result<()> {
         authority: config.correlator.ca.clone(),
         token: config.agent.token.clone(),
     };
+    let (charge, duty) = watch::channel(Duty::untold());
     let baggage = Baggage {
         reports,
         inventory: publish,
+        duty: charge,
         figures,
         spool: Spool::new(config.agent.spool_batches, config.agent.spool_bytes),
         boot_id: boot_id(),
@@ -71,7 +74,7 @@ pub async fn run(config: Config, part: Part) -> Result<()> {
     let (courier, delivery) = Courier::new(target, baggage);
     serve(&config, part, &metrics, &inventory, delivery).await;
     match part {
-        Part::Prober => observers::prober(&config, vantages(&config, &node), inventory, out),
+        Part::Prober => observers::prober(&config, vantages(&config, &node), inventory, duty, out),
         Part::Node if in_a_network_of_its_own() => observers::no_node(node.clone(), &NOT_THE_HOSTS, &out),
         Part::Node => observers::nodes(&config, nodes(&config, &node), inventory, out),
     }

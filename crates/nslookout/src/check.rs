@@ -109,7 +109,7 @@ fn inventory_report(inventory: Inventory) -> Report {
         let why = "resolv.conf names a Service; what is behind it only the API server knows".to_owned();
         (CoverageState::Unsupported { why }, Vec::new())
     } else {
-        (CoverageState::Looked { lost: 0 }, vec![Observation::Inventory(inventory)])
+        (CoverageState::Looked { lost: 0 }, vec![Observation::Inventory(inventory.into())])
     };
     Report {
         node: this_node(),

@@ -3,10 +3,9 @@
 //! What [`crate::run`] does with its own observers, done with what agents send. It scrapes the servers' metrics itself.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result};
-use evidence::{CoverageState, Observer, Role, WallTime};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -29,6 +28,7 @@ use crate::transport::ledger::Ledger;
 use crate::transport::outlook::Outlooks;
 use crate::transport::refusal::Refusals;
 use crate::transport::reviews::Reviews;
+use crate::transport::roster::Roster;
 use crate::transport::server::{self, Limits};
 use crate::transport::token_file::TokenFile;
 use crate::transport::vouch::{self, ASK_AGAIN, Told};
@@ -50,14 +50,13 @@ pub async fn run(config: Config) -> Result<()> {
 
     let (out, reports) = mpsc::channel(REPORTS);
     let followed = inventory::follow_kept(&config.cluster, config.store.file("inventory.json"), out.clone());
-    let (inventory, age) =
-        (followed.inventory, followed.as_of.borrow().map(|as_of| WallTime::now().since(as_of)));
+    let inventory = followed.inventory.clone();
     observers::servers(&config, inventory.clone(), out);
-    let outlooks = Arc::new(Outlooks::aged(inventory.clone(), age.unwrap_or_default()));
     let (batches_out, batches) = mpsc::channel(REPORTS);
     let desk = Desk {
         reviews: Reviews::new(reviewer, figures.reviews.clone()),
-        outlooks: outlooks.clone(),
+        outlooks: Outlooks::new(followed),
+        roster: Roster::new(config.prober.clone(), Instant::now()),
         out: batches_out,
         figures: figures.clone(),
         refusals: Refusals::new(figures.clone()),
@@ -83,18 +82,9 @@ pub async fn run(config: Config) -> Result<()> {
     let mut pipeline = Pipeline::of(&config, reports, batches);
     pipeline.settle(SETTLED);
     let bench = Bench { metrics, status_out, pusher, store, past };
-    judge(&config, pipeline, bench, signals, |pipeline, batch| {
+    judge(&config, pipeline, bench, signals, |pipeline| {
         pulse.beat();
         figures.missing.set(i64::try_from(pipeline.correlator().lost().1).unwrap_or(i64::MAX));
-        // A source that can't be read says so, and its last word grows old.
-        let told = batch.filter(|batch| batch.role == Role::Inventory).is_some_and(|batch| {
-            batch.coverage.iter().any(|line| {
-                line.observer == Observer::Inventory && matches!(line.state, CoverageState::Looked { .. })
-            })
-        });
-        if told {
-            outlooks.confirm();
-        }
     })
     .await;
     Ok(())

@@ -15,6 +15,7 @@ pub mod kubernetes;
 pub mod metrics;
 pub mod observers;
 pub mod pipeline;
+pub mod probes;
 pub mod run;
 pub mod status;
 pub mod store;

@@ -16,10 +16,13 @@ use evidence::{
 };
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use bounds::Bounds;
+
+use crate::probes::ProbeLoad;
 
 /// All metrics of one process. Clones share them.
 #[derive(Debug, Clone)]
@@ -43,6 +46,8 @@ struct Families {
     alertmanager_endpoints: IntGaugeVec,
     alertmanager_needs_dns: IntGaugeVec,
     batches: IntCounterVec,
+    probes: Gauge,
+    probe_ceiling: Gauge,
 }
 
 /// What must be remembered from one batch to the next.
@@ -88,6 +93,11 @@ impl Metrics {
             let vec = IntGaugeVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(vec.clone()))?;
             Ok::<_, prometheus::Error>(vec)
+        };
+        let plain = |name: &str, help: &str| {
+            let gauge = Gauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
         };
         let durations = HistogramOpts::new(
             "nslookout_lookup_duration_seconds",
@@ -143,6 +153,14 @@ impl Metrics {
                 "nslookout_alertmanager_sends_total",
                 "Pushes to an Alertmanager, by their result.",
                 &["alertmanager", "result"],
+            )?,
+            probes: plain(
+                "nslookout_probe_lookups_per_second",
+                "Lookups of all probers that ended in the last ten seconds, for each second.",
+            )?,
+            probe_ceiling: plain(
+                "nslookout_probe_ceiling_lookups_per_second",
+                "The most that all probers together may make.",
             )?,
             alertmanager_endpoints: gauge(
                 "nslookout_alertmanager_service_endpoints",
@@ -225,6 +243,12 @@ impl Metrics {
             let cause = self.memory().bounds.value("cause", cause);
             set_total(&self.0.symptoms.with_label_values(&[cause.as_str(), confidence.as_str()]), total);
         }
+    }
+
+    /// What all probers ask, and may ask.
+    pub fn set_probes(&self, probes: &ProbeLoad) {
+        self.0.probes.set(probes.present);
+        self.0.probe_ceiling.set(probes.ceiling);
     }
 
     /// Counts a push to an Alertmanager.

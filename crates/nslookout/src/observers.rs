@@ -9,16 +9,18 @@ use std::time::Duration;
 
 use evidence::{BootTime, Coverage, CoverageState, Inventory, Observer, Report, Role};
 use netns::Namespace;
+use prober::Duty;
 use tokio::sync::{mpsc, watch};
 use tokio::time::interval;
 
 use crate::config::{Config, NodeConfig, VantageConfig};
 
-/// Lookups from these places.
+/// Lookups from these places, so many as the duty allows.
 pub fn prober(
     config: &Config,
     vantages: Vec<VantageConfig>,
     inventory: watch::Receiver<Arc<Inventory>>,
+    duty: watch::Receiver<Duty>,
     out: mpsc::Sender<Report>,
 ) {
     let mut entered = Vec::new();
@@ -31,7 +33,7 @@ pub fn prober(
             }
         }
     }
-    tokio::task::spawn_local(prober::run(config.prober.clone(), entered, inventory, out));
+    tokio::task::spawn_local(prober::run(config.prober.clone(), entered, inventory, duty, out));
 }
 
 /// Conntrack and drops of these nodes.

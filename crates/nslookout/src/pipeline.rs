@@ -5,15 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use correlate::{Change, Correlator, Snapshot};
 use evidence::{Batch, ClockReading, Inventory, Lookup, Observation, Report, ServerRole, WallTime};
+use prober::Duty;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::config::Config;
 use crate::observers::{self, boot_id, node_configs, vantage_configs};
+use crate::probes::{ProbeLoad, ProbeMeter};
 use crate::status::{LookupCount, ProfileStatus, SCHEMA, Status, SymptomCount};
 
 /// The observers at work, and what they make of it.
@@ -25,6 +27,7 @@ pub struct Pipeline {
     sealer: Sealer,
     tick: Interval,
     profiles: BTreeMap<(String, String, bool), ProfileStatus>,
+    meter: ProbeMeter,
     lookups: usize,
     answered: usize,
     begun: WallTime,
@@ -48,7 +51,9 @@ impl Pipeline {
         out: mpsc::Sender<Report>,
         reports: mpsc::Receiver<Report>,
     ) -> Self {
-        observers::prober(config, vantage_configs(config), inventory.clone(), out.clone());
+        // Nobody else probes.
+        let (_, duty) = watch::channel(Duty::of_all(&config.prober));
+        observers::prober(config, vantage_configs(config), inventory.clone(), duty, out.clone());
         observers::nodes(config, node_configs(config), inventory.clone(), out.clone());
         observers::servers(config, inventory, out);
         // Nobody sends over the wire.
@@ -67,6 +72,7 @@ impl Pipeline {
             sealer: Sealer::new(),
             tick,
             profiles: BTreeMap::new(),
+            meter: ProbeMeter::new(config.prober.clone()),
             lookups: 0,
             answered: 0,
             begun: WallTime::now(),
@@ -87,7 +93,9 @@ impl Pipeline {
     }
 
     fn take(&mut self, batch: Batch) -> Step {
-        self.correlator.observe(&batch, WallTime::now());
+        let now = WallTime::now();
+        self.correlator.observe(&batch, now);
+        self.meter.take(&batch, Instant::now(), now);
         for observation in &batch.observations {
             if let Observation::Lookup(lookup) = observation {
                 self.note(lookup);
@@ -116,6 +124,11 @@ impl Pipeline {
         (self.lookups, self.answered)
     }
 
+    /// What all probers ask, and may ask.
+    pub fn probes(&mut self) -> ProbeLoad {
+        self.meter.load(Instant::now())
+    }
+
     /// The state of DNS now.
     pub fn status(&self) -> Status {
         let incidents = self.correlator.incidents();
@@ -130,6 +143,7 @@ impl Pipeline {
             lookups,
             profiles: self.profiles.values().cloned().collect(),
             coverage,
+            probes: None,
             symptoms: self
                 .correlator
                 .counts()

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use correlate::{Change, Incident, Snapshot};
-use evidence::{Batch, WallTime};
+use evidence::WallTime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 
@@ -34,7 +34,7 @@ pub async fn run(config: Config) -> Result<()> {
     let past = Past::of(found, config.alertmanagers.lasting);
     let pusher = alertmanager::of(&config, inventory.clone(), past.legacy(), &metrics);
     let pipeline = Pipeline::start(&config, inventory, out, reports);
-    judge(&config, pipeline, Bench { metrics, status_out, pusher, store, past }, signals, |_, _| {}).await;
+    judge(&config, pipeline, Bench { metrics, status_out, pusher, store, past }, signals, |_| {}).await;
     Ok(())
 }
 
@@ -113,13 +113,13 @@ impl Past {
     }
 }
 
-/// Takes evidence, judges and tells, until a signal. `turn` is called at each step, with its batch if it brought one.
+/// Takes evidence, judges and tells, until a signal. `turn` is called at each step.
 pub(crate) async fn judge(
     config: &Config,
     mut pipeline: Pipeline,
     bench: Bench,
     mut signals: Signals,
-    turn: impl Fn(&Pipeline, Option<&Batch>),
+    turn: impl Fn(&Pipeline),
 ) {
     let Bench { metrics, status_out, mut pusher, mut store, mut past } = bench;
     let mut alerts = Alerts::new(config.cluster.name.clone());
@@ -138,11 +138,12 @@ pub(crate) async fn judge(
         match step {
             Step::Batch(batch) => {
                 metrics.record(&batch);
-                turn(&pipeline, Some(&batch));
+                turn(&pipeline);
             }
             Step::Changes(changes) => {
-                turn(&pipeline, None);
+                turn(&pipeline);
                 changes.iter().for_each(log);
+                let probes = pipeline.probes();
                 let correlator = pipeline.correlator();
                 let now = alerts.update(&changes, &correlator.blind(), WallTime::now());
                 if let Some(pusher) = &pusher {
@@ -158,8 +159,9 @@ pub(crate) async fn judge(
                 published = Some(Instant::now());
                 metrics.set_incidents(&correlator.incidents());
                 metrics.set_symptoms(correlator.counts());
+                metrics.set_probes(&probes);
                 let notes = pusher.as_ref().map(Pusher::notes).unwrap_or_default();
-                let status = Status { notes, ..pipeline.status() };
+                let status = Status { notes, probes: Some(probes), ..pipeline.status() };
                 let json = serde_json::to_string(&status).unwrap_or_default();
                 status_out.send_replace(json);
             }

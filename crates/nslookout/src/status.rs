@@ -6,6 +6,8 @@ use correlate::{Incident, Severity};
 use evidence::{Coverage, CoverageState, Observer, WallTime};
 use serde::{Deserialize, Serialize};
 
+use crate::probes::ProbeLoad;
+
 /// Whether DNS works.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -66,6 +68,9 @@ pub struct Status {
     pub profiles: Vec<ProfileStatus>,
     /// Who looked where, and how well.
     pub coverage: Vec<Coverage>,
+    /// How much all probers ask, and may ask at most. None of a single look.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probes: Option<ProbeLoad>,
     /// Symptoms by cause since the start.
     pub symptoms: Vec<SymptomCount>,
     /// What is worth knowing before something happens.
@@ -142,6 +147,9 @@ impl Status {
         if !self.profiles.is_empty() {
             out.push('\n');
             out.push_str(&self.profile_table());
+        }
+        if let Some(probes) = &self.probes {
+            out.push_str(&format!("\n  probes     {}\n", probes.words()));
         }
         let gaps = self.gaps();
         if !gaps.is_empty() {

@@ -21,6 +21,9 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = DURATION))]
     pub suspicion_interval: Duration,
+    /// Lookups a second that all vantages of the cluster together may add to their regular ones after a symptom. 500:
+    /// a hundred nodes ask five times a second, ten thousand that see the same dead DNS don't make it worse.
+    pub burst_ceiling: u32,
     /// How long a vantage asks that often. "30s": enough to confirm, too short to burden a sick server.
     #[serde(with = "humantime_serde")]
     #[schemars(with = "String", regex(pattern = DURATION))]
@@ -59,6 +62,7 @@ impl Default for Config {
         Self {
             interval: Duration::from_secs(2),
             suspicion_interval: Duration::from_millis(200),
+            burst_ceiling: 500,
             suspicion: Duration::from_secs(30),
             answer_within: Duration::from_secs(1),
             profiles: vec![ProfileName::Musl, ProfileName::Glibc],

@@ -7,6 +7,7 @@
 
 mod config;
 mod diary;
+mod duty;
 mod error;
 mod ledger;
 mod lookup;
@@ -19,7 +20,9 @@ mod tcp;
 mod wire;
 
 pub use config::{Config, Names};
+pub use duty::{Candidates, Direct, Duty};
 pub use error::Error;
 pub use lookup::{Call, Finding, Ignored, is_symptom, lookup};
+pub use pace::QUIET;
 pub use profiles::{Profile, ProfileName};
 pub use schedule::{Counts, Vantage, run};

@@ -24,6 +24,8 @@ pub(crate) struct Pace {
     interval: Duration,
     suspicion_interval: Duration,
     suspicion: Duration,
+    /// Lookups a second that may be added to the regular ones.
+    extra: f64,
     kinds: Vec<NameKind>,
     profiles: usize,
     service: Vec<SocketAddr>,
@@ -55,6 +57,7 @@ impl Pace {
             interval: config.interval.max(SHORTEST),
             suspicion_interval: config.suspicion_interval.max(SHORTEST),
             suspicion: config.suspicion,
+            extra: 0.0,
             kinds: [NameKind::Cluster].into_iter().chain(forwarded).collect(),
             profiles: config.profiles.len().max(1),
             service: Vec::new(),
@@ -77,6 +80,15 @@ impl Pace {
         }
     }
 
+    /// So many lookups a second may be added to the regular ones after a first symptom.
+    pub(crate) fn allow(&mut self, extra: f64, now: Instant) {
+        self.extra = extra;
+        let interval = self.suspicious_interval();
+        if let Some(suspects) = &mut self.suspects {
+            suspects.next = suspects.next.min(now + interval);
+        }
+    }
+
     /// When the next lookup is due; none if there is nothing to ask.
     pub(crate) fn next(&self) -> Option<Instant> {
         if self.service.is_empty() && self.servers.is_empty() {
@@ -95,7 +107,10 @@ impl Pace {
         let quiet = self.last_symptom.is_none_or(|last| now.duration_since(last) >= QUIET);
         self.last_symptom = Some(now);
         if quiet && self.suspects.is_none() {
-            self.suspects = Some(Suspects { until: now + self.suspicion, next: now, turns: 0 });
+            // At once where it may ask that often; a thousand that may not must not all do so in the same moment.
+            let interval = self.suspicious_interval();
+            let next = if interval <= self.suspicion_interval { now } else { now + phase(interval) };
+            self.suspects = Some(Suspects { until: now + self.suspicion, next, turns: 0 });
         }
     }
 
@@ -122,11 +137,18 @@ impl Pace {
         jobs
     }
 
-    /// One lookup each interval: the Service and a server in turn. Where the ordinary timetable is denser, its
-    /// rate stays.
-    fn due_in_suspicion(&mut self, now: Instant) -> Option<Job> {
+    /// Between two lookups after a first symptom. Where the ordinary timetable is denser, its rate stays; where more
+    /// would be above the cluster's ceiling, what is allowed is added to it.
+    fn suspicious_interval(&self) -> Duration {
         let targets = u32::try_from(self.servers.len()).unwrap_or(u32::MAX).saturating_add(1);
-        let interval = self.suspicion_interval.min(self.interval / targets);
+        let ordinary = f64::from(targets) / self.interval.as_secs_f64();
+        let wanted = self.suspicion_interval.as_secs_f64().recip();
+        Duration::from_secs_f64(ordinary.max(wanted.min(ordinary + self.extra)).recip())
+    }
+
+    /// One lookup each interval: the Service and a server in turn.
+    fn due_in_suspicion(&mut self, now: Instant) -> Option<Job> {
+        let interval = self.suspicious_interval();
         let suspects = self.suspects.as_mut().filter(|s| now >= s.next)?;
         suspects.next = (suspects.next + interval).max(now);
         let turn = suspects.turns;
@@ -167,23 +189,6 @@ impl Pace {
     }
 }
 
-/// Whether this vantage is among the few that ask this server directly: those with the highest hash of both
-/// names. A vantage that comes or goes moves no other pair.
-pub(crate) fn is_direct(server: SocketAddr, vantage: &str, all: &[String], direct_from: usize) -> bool {
-    let own = weight(server, vantage);
-    all.iter().filter(|other| *other != vantage && weight(server, other) > own).count() < direct_from
-}
-
-/// FNV-1a with a final mix: the same on every node and in every version, which std's hasher does not promise.
-fn weight(server: SocketAddr, vantage: &str) -> (u64, String) {
-    let key = format!("{server} {vantage}");
-    let hash = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, octet| {
-        (hash ^ u64::from(octet)).wrapping_mul(0x0100_0000_01b3)
-    });
-    let mixed = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    (mixed ^ (mixed >> 33), key)
-}
-
 /// The turn after `last`: an interval later, give or take a twentieth. Turns that were slept through are not
 /// made up for.
 fn later(last: Instant, interval: Duration, now: Instant) -> Instant {
@@ -196,7 +201,7 @@ fn phase(interval: Duration) -> Duration {
 }
 
 /// Symptom-free time after which the next symptom is a new trouble.
-const QUIET: Duration = Duration::from_secs(10);
+pub const QUIET: Duration = Duration::from_secs(10);
 /// A configured interval of zero would be a flood.
 const SHORTEST: Duration = Duration::from_millis(10);
 
@@ -252,6 +257,7 @@ mod tests {
         let now = Instant::now();
         let mut pace = Pace::new(&Config::default(), now);
         pace.aim(vec![address(1)], &[address(2)], now);
+        pace.allow(5.0, now);
         pace.symptom(now);
         let jobs = starts(&mut pace, now, 30);
         assert_eq!(jobs.len(), 150);
@@ -267,6 +273,7 @@ mod tests {
         let at = |seconds| now + Duration::from_secs(seconds);
         let mut pace = Pace::new(&Config::default(), now);
         pace.aim(vec![address(1)], &[], now);
+        pace.allow(5.0, now);
         for second in 0..60 {
             pace.symptom(at(second));
             let ceiling = if second < 30 { 6 } else { 2 };
@@ -277,16 +284,25 @@ mod tests {
     }
 
     #[test]
-    fn each_server_is_asked_from_exactly_three_vantages() {
-        let all: Vec<_> = (0..50).map(|n| format!("node-{n}")).collect();
-        let mut load = vec![0; all.len()];
-        for last in 0..100 {
-            let chosen: Vec<_> = (0..50).filter(|&n| is_direct(address(last), &all[n], &all, 3)).collect();
-            assert_eq!(chosen.len(), 3);
-            chosen.into_iter().for_each(|n| load[n] += 1);
+    fn no_more_is_added_to_the_regular_lookups_than_is_allowed() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        for (extra, least, most) in [(0.0, 29, 31), (0.5, 44, 46), (100.0, 149, 151)] {
+            let mut pace = Pace::new(&Config::default(), now);
+            pace.aim(vec![address(1)], &[address(2)], now);
+            pace.allow(extra, now);
+            pace.symptom(now);
+            let count = starts(&mut pace, now, 30).len();
+            assert!((least..=most).contains(&count), "{count} with {extra}");
         }
-        assert!(load.iter().max() <= Some(&20), "{load:?}");
-        assert!(is_direct(address(1), "a", &["a".into()], 3));
+        // What is allowed while suspicion lasts counts at once, in both directions.
+        let mut pace = Pace::new(&Config::default(), now);
+        pace.aim(vec![address(1)], &[], now);
+        pace.symptom(now);
+        pace.allow(4.5, at(10));
+        assert!(starts(&mut pace, at(10), 10).len() >= 49);
+        pace.allow(0.0, at(20));
+        assert!(starts(&mut pace, at(20), 10).len() <= 6);
     }
 
     #[test]

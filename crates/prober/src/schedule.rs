@@ -16,8 +16,9 @@ use tokio::time::{Instant, sleep_until};
 use crate::Error;
 use crate::config::Config;
 use crate::diary::{Diary, Unread};
+use crate::duty::{Candidates, Duty};
 use crate::lookup::{Call, Finding, is_symptom, lookup};
-use crate::pace::{Job, Pace, is_direct};
+use crate::pace::{Job, Pace};
 use crate::profiles::Profile;
 
 /// A place from which lookups are made.
@@ -63,15 +64,17 @@ pub async fn run(
     config: Config,
     vantages: Vec<Vantage>,
     inventory: watch::Receiver<Arc<Inventory>>,
+    duty: watch::Receiver<Duty>,
     out: mpsc::Sender<Report>,
 ) {
     let config = Arc::new(config);
-    let all: Arc<[String]> = vantages.iter().map(|v| v.name.clone()).collect();
+    let count = vantages.len();
+    let all = Arc::new(Candidates::new(vantages.iter().map(|v| v.name.clone())));
     let ids = Arc::new(AtomicU64::new(1));
     let mut posts = JoinSet::new();
     for vantage in vantages {
-        let post = Post::new(config.clone(), vantage, all.clone(), ids.clone());
-        posts.spawn(post.run(inventory.clone(), out.clone()));
+        let post = Post::new(config.clone(), vantage, (all.clone(), count), ids.clone());
+        posts.spawn(post.run(inventory.clone(), duty.clone(), out.clone()));
     }
     while posts.join_next().await.is_some() {}
 }
@@ -81,7 +84,8 @@ struct Post {
     config: Arc<Config>,
     profiles: Vec<Profile>,
     vantage: Vantage,
-    all: Arc<[String]>,
+    all: Arc<Candidates>,
+    count: usize,
     ids: Arc<AtomicU64>,
     pace: Pace,
     diary: Diary,
@@ -92,7 +96,12 @@ struct Post {
 }
 
 impl Post {
-    fn new(config: Arc<Config>, vantage: Vantage, all: Arc<[String]>, ids: Arc<AtomicU64>) -> Self {
+    fn new(
+        config: Arc<Config>,
+        vantage: Vantage,
+        (all, count): (Arc<Candidates>, usize),
+        ids: Arc<AtomicU64>,
+    ) -> Self {
         let (attempts, inbox) = mpsc::channel(ATTEMPTS);
         Self {
             profiles: config.profiles.iter().map(|&name| name.into()).collect(),
@@ -102,6 +111,7 @@ impl Post {
             config,
             vantage,
             all,
+            count,
             ids,
             attempts,
             inbox,
@@ -109,9 +119,14 @@ impl Post {
         }
     }
 
-    async fn run(mut self, mut inventory: watch::Receiver<Arc<Inventory>>, out: mpsc::Sender<Report>) {
-        let mut inventory_lives = true;
-        self.aim(&inventory.borrow_and_update().clone());
+    async fn run(
+        mut self,
+        mut inventory: watch::Receiver<Arc<Inventory>>,
+        mut duty: watch::Receiver<Duty>,
+        out: mpsc::Sender<Report>,
+    ) {
+        let (mut inventory_lives, mut duty_lives) = (true, true);
+        self.aim(&inventory.borrow_and_update().clone(), &duty.borrow_and_update().clone());
         loop {
             let next = self.pace.next();
             tokio::select! {
@@ -119,8 +134,12 @@ impl Post {
                 Some(attempt) = self.inbox.recv() => self.take_attempt(attempt),
                 Some(ended) = self.lookups.join_next() => self.take_finding(ended),
                 changed = inventory.changed(), if inventory_lives => match changed {
-                    Ok(()) => self.aim(&inventory.borrow_and_update().clone()),
+                    Ok(()) => self.aim(&inventory.borrow_and_update().clone(), &duty.borrow().clone()),
                     Err(_) => inventory_lives = false,
+                },
+                changed = duty.changed(), if duty_lives => match changed {
+                    Ok(()) => self.aim(&inventory.borrow().clone(), &duty.borrow_and_update().clone()),
+                    Err(_) => duty_lives = false,
                 },
                 () = sleep_until(self.diary.due()) => {
                     self.count_lost();
@@ -140,7 +159,7 @@ impl Post {
         self.lost_told = lost;
     }
 
-    fn aim(&mut self, inventory: &Inventory) {
+    fn aim(&mut self, inventory: &Inventory, duty: &Duty) {
         self.diary.unsupported = if self.profiles.is_empty() {
             Some("no profile is configured".to_owned())
         } else if inventory.service.addresses.is_empty() {
@@ -148,11 +167,19 @@ impl Post {
         } else {
             None
         };
+        let (name, node) = (self.vantage.name.as_str(), self.vantage.node.as_str());
         // One that was told to leave ends soon, and its silence then means nothing.
-        let stays = inventory.endpoints.iter().filter(|e| e.serving && !e.leaving);
-        let mut servers: Vec<_> = stays.map(|e| e.address).collect();
-        servers.retain(|&s| is_direct(s, &self.vantage.name, &self.all, self.config.direct_from));
-        self.pace.aim(inventory.service.addresses.clone(), &servers, Instant::now());
+        let servers = inventory.endpoints.iter().filter(|server| {
+            server.serving
+                && !server.leaving
+                && duty.direct.includes(server, name, node, &self.all, self.config.direct_from)
+        });
+        let servers: Vec<_> = servers.map(|server| server.address).collect();
+        let now = Instant::now();
+        self.pace.aim(inventory.service.addresses.clone(), &servers, now);
+        #[expect(clippy::cast_precision_loss, reason = "a few vantages")]
+        let share = f64::from(duty.extra_in_1000_s) / 1000.0 / self.count.max(1) as f64;
+        self.pace.allow(share, now);
     }
 
     fn start_due(&mut self) {

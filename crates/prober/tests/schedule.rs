@@ -17,7 +17,7 @@ use evidence::{
     Role, ServerRole,
 };
 use netns::Namespace;
-use prober::{Config, Vantage, run};
+use prober::{Config, Duty, Vantage, run};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
@@ -65,7 +65,8 @@ fn begin(
     let (out, reports) = mpsc::channel(room);
     let (tell, inventory) = watch::channel(Arc::new(inventory));
     let vantage = Vantage::new("pod-a", "node-a", Namespace::current().unwrap());
-    tokio::spawn(run(config, vec![vantage.clone()], inventory, out));
+    let (_, duty) = watch::channel(Duty::of_all(&config));
+    tokio::spawn(run(config, vec![vantage.clone()], inventory, duty, out));
     (reports, tell, vantage)
 }
 

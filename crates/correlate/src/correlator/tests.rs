@@ -15,7 +15,10 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let mut bench = Self { correlator: Correlator::new(Config::default()), now: NOW, sequence: 0 };
-        bench.send(vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]))], vec![]);
+        bench.send(
+            vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]).into())],
+            vec![],
+        );
         bench
     }
 
@@ -60,7 +63,10 @@ impl Bench {
         let snapshot: Snapshot = serde_json::from_str(&text).unwrap();
         let mut next = Self { correlator: Correlator::new(Config::default()), now: self.now, sequence: 0 };
         next.correlator.restore(snapshot, self.now);
-        next.send(vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]))], vec![]);
+        next.send(
+            vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]).into())],
+            vec![],
+        );
         next
     }
 
@@ -254,7 +260,7 @@ fn who_was_blind_is_so_after_a_restart_until_it_speaks_or_its_node_has_left() {
     next.watch(60);
     let mut left = inventory(&["10.244.1.2:53"]);
     left.nodes = vec![evidence::Node { name: "node-a".into(), ..evidence::Node::default() }];
-    next.send(vec![Observation::Inventory(left)], vec![]);
+    next.send(vec![Observation::Inventory(left.into())], vec![]);
     let blind = next.correlator.blind();
     assert!(
         blind.iter().all(|blind| !matches!(blind.observer, Observer::Prober | Observer::Drops)),
@@ -403,7 +409,7 @@ fn a_node_that_left_the_cluster_is_not_blind() {
         let node = |name: &&str| evidence::Node { name: (*name).into(), zone: None };
         let servers = ["10.244.1.2:53", "10.244.2.3:53"];
         let nodes = names.iter().map(node).collect();
-        Observation::Inventory(evidence::Inventory { nodes, ..inventory(&servers) })
+        Observation::Inventory(evidence::Inventory { nodes, ..inventory(&servers) }.into())
     };
     let of_node = |place: &str| Coverage {
         observer: Observer::Prober,

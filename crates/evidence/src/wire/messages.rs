@@ -45,6 +45,16 @@ pub(super) struct Answer {
     pub sequence: u64,
     #[prost(message, optional, tag = "3")]
     pub outlook: Option<Outlook>,
+    #[prost(message, optional, tag = "4")]
+    pub duty: Option<Duty>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct Duty {
+    #[prost(bytes = "vec", repeated, tag = "1")]
+    pub direct: Vec<Vec<u8>>,
+    #[prost(uint32, tag = "2")]
+    pub extra_in_1000_s: u32,
 }
 
 #[derive(Clone, PartialEq, Message)]

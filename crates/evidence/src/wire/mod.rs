@@ -10,6 +10,7 @@ mod numbers;
 mod put;
 mod take;
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use prost::Message;
@@ -71,6 +72,17 @@ pub struct Answer {
     pub sequence: u64,
     /// The inventory that concerns the node; none while the correlator has none itself.
     pub outlook: Option<Outlook>,
+    /// What a prober is to do; none from a correlator that does not know it (yet): then it stays as it was.
+    pub duty: Option<Duty>,
+}
+
+/// One prober's share of what all of them may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Duty {
+    /// The servers that it asks directly.
+    pub direct: Vec<SocketAddr>,
+    /// Lookups in a thousand seconds that it may add to its regular ones after a first symptom.
+    pub extra_in_1000_s: u32,
 }
 
 /// The inventory that concerns one node.

@@ -37,6 +37,10 @@ pub(super) fn answer(answer: &super::Answer) -> m::Answer {
             age_ms: u64::try_from(outlook.age.as_millis()).unwrap_or(u64::MAX),
             inventory: outlook.inventory.as_ref().map(inventory),
         }),
+        duty: answer.duty.as_ref().map(|duty| m::Duty {
+            direct: duty.direct.iter().map(|server| address(*server)).collect(),
+            extra_in_1000_s: duty.extra_in_1000_s,
+        }),
     }
 }
 

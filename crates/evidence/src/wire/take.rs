@@ -97,7 +97,14 @@ pub(super) fn answer(message: m::Answer, size: usize) -> Result<Read<super::Answ
             inventory: outlook.inventory.map(inventory).transpose()?,
         })
     });
-    let value = super::Answer { sequence: message.sequence, outlook: outlook.transpose()? };
+    let duty = message.duty.map(|duty| {
+        Ok::<_, Error>(super::Duty {
+            direct: duty.direct.iter().map(|bytes| address("direct", bytes)).collect::<Result<_, _>>()?,
+            extra_in_1000_s: duty.extra_in_1000_s,
+        })
+    });
+    let value =
+        super::Answer { sequence: message.sequence, outlook: outlook.transpose()?, duty: duty.transpose()? };
     Ok(Read { value, version: message.version, unknown })
 }
 
@@ -136,7 +143,7 @@ fn observe(message: m::Observation) -> Result<Observation, Odd> {
         m::Kind::Mapping(message) => Observation::Mapping(mapping(message)?),
         m::Kind::Counters(message) => Observation::Counters(counters(message)?),
         m::Kind::ServerSample(message) => Observation::ServerSample(sample(message)?),
-        m::Kind::Inventory(message) => Observation::Inventory(inventory(message)?),
+        m::Kind::Inventory(message) => Observation::Inventory(inventory(message)?.into()),
     })
 }
 

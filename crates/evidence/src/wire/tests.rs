@@ -216,7 +216,7 @@ fn observation() -> impl Strategy<Value = Observation> {
         mapping(),
         counters(),
         sample(),
-        inventory().prop_map(Observation::Inventory),
+        inventory().prop_map(|inventory| Observation::Inventory(inventory.into())),
     ]
 }
 
@@ -286,13 +286,15 @@ proptest! {
     fn an_answer_survives_the_wire(
         sequence: u64,
         outlook in option::of((any::<u64>(), 0..u64::from(u32::MAX), option::of(inventory()))),
+        duty in option::of((vec(address(), 0..4), any::<u32>())),
     ) {
         let outlook = outlook.map(|(tag, age, inventory)| Outlook {
             tag,
             age: Duration::from_millis(age),
             inventory,
         });
-        let answer = Answer { sequence, outlook };
+        let duty = duty.map(|(direct, extra_in_1000_s)| Duty { direct, extra_in_1000_s });
+        let answer = Answer { sequence, outlook, duty };
         prop_assert_eq!(Answer::from_bytes(&answer.to_bytes()).unwrap().value, answer);
     }
 
@@ -341,6 +343,49 @@ fn what_a_newer_version_adds_is_left_out_and_counted() {
     // An observation that is not understood is a record that is missing.
     expected.batch.coverage[0].state = CoverageState::Looked { lost: 2 };
     assert_eq!(read.value, expected);
+}
+
+/// As it was before a correlator told probers what to do.
+#[derive(Clone, PartialEq, Message)]
+struct FormerAnswer {
+    #[prost(uint32, tag = "1")]
+    version: u32,
+    #[prost(uint64, tag = "2")]
+    sequence: u64,
+    #[prost(message, optional, tag = "3")]
+    outlook: Option<messages::Outlook>,
+}
+
+#[test]
+fn answers_of_one_version_older_or_newer_are_understood() {
+    let outlook = messages::Outlook { tag: 7, age_ms: 3, inventory: None };
+    let former = FormerAnswer { version: 1, sequence: 5, outlook: Some(outlook) };
+    let read = Answer::from_bytes(&former.encode_to_vec()).unwrap();
+    let outlook = Some(Outlook { tag: 7, age: Duration::from_millis(3), inventory: None });
+    assert_eq!(read.value, Answer { sequence: 5, outlook: outlook.clone(), duty: None });
+    assert_eq!(read.unknown, Unknown::default());
+
+    // An agent that is older leaves out what it does not know.
+    let duty = Some(Duty { direct: vec!["10.0.0.1:53".parse().unwrap()], extra_in_1000_s: 4500 });
+    let own = Answer { sequence: 5, outlook, duty };
+    assert_eq!(FormerAnswer::decode(own.to_bytes().as_slice()).unwrap(), former);
+
+    // A correlator that is newer says more.
+    let mut bytes = put::answer(&own).encode_to_vec();
+    assert_eq!(bytes[..2], [0x08, 1], "the version comes first");
+    bytes[1] = u8::try_from(NEWEST).unwrap();
+    encode_key(1000, WireType::LengthDelimited, &mut bytes);
+    bytes.extend([3, b'n', b'e', b'w']);
+    let read = Answer::from_bytes(&bytes).unwrap();
+    assert_eq!((read.value, read.version, read.unknown.bytes), (own, NEWEST, 6));
+}
+
+#[test]
+fn a_duty_with_what_is_no_address_is_refused() {
+    let duty = messages::Duty { direct: vec![vec![1; 5]], extra_in_1000_s: 0 };
+    let answer = messages::Answer { version: VERSION, sequence: 1, outlook: None, duty: Some(duty) };
+    let error = Answer::from_bytes(&answer.encode_to_vec()).unwrap_err().to_string();
+    assert!(error.contains("direct is no address"), "{error}");
 }
 
 #[test]

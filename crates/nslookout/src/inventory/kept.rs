@@ -111,7 +111,7 @@ mod tests {
         restore(&file, &teller);
         assert_eq!((&**receiver.borrow(), *as_of.borrow()), (&inventory("10.0.0.1:53"), Some(at)));
         let told = reports.try_recv().unwrap().observations;
-        assert_eq!(told, [Observation::Inventory(inventory("10.0.0.1:53"))]);
+        assert_eq!(told, [Observation::Inventory(inventory("10.0.0.1:53").into())]);
 
         // What was restored and never said again stays as old as it is.
         let (_publish, receiver) = watch::channel(Arc::new(inventory("10.0.0.2:53")));

@@ -39,7 +39,7 @@ impl Teller {
         self.publish(&Arc::new(inventory.clone()));
         self.stand_by(as_of);
         // There is room: nothing else was told yet.
-        drop(self.out.try_send(report(Some(Observation::Inventory(inventory)), Vec::new())));
+        drop(self.out.try_send(report(Some(Observation::Inventory(inventory.into())), Vec::new())));
     }
 
     /// The state as it was last handed out.
@@ -61,7 +61,7 @@ impl Teller {
     /// nobody listens.
     pub(crate) async fn tell(&mut self, known: Option<&Arc<Inventory>>, coverage: Vec<Coverage>) -> bool {
         self.told = Some(Instant::now());
-        let observation = known.map(|inventory| Observation::Inventory(Inventory::clone(inventory)));
+        let observation = known.map(|inventory| Observation::Inventory(inventory.clone()));
         let (own, of_servers): (Vec<_>, Vec<_>) =
             coverage.into_iter().partition(|line| line.observer == Observer::Inventory);
         if self.out.send(report(observation, own)).await.is_err() {

@@ -137,7 +137,7 @@ mod tests {
             (
                 "inventory",
                 Role::Prober,
-                batch("node-a", Role::Prober, vec![Observation::Inventory(Inventory::default())], &[]),
+                batch("node-a", Role::Prober, vec![Observation::Inventory(Inventory::default().into())], &[]),
                 false,
             ),
         ] {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use evidence::wire::Answer;
 use evidence::{Inventory, Report};
+use prober::{Direct, Duty};
 use rand::RngExt;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -17,6 +18,7 @@ use super::figures::AgentFigures;
 use super::gather::{Gatherer, records, tells};
 use super::line::{Line, Target, Trouble};
 use super::pack::pack;
+use super::roster::UNANSWERED;
 use super::spool::{Dropped, Letter, Spool};
 
 /// What an agent says of its way to the correlator.
@@ -39,6 +41,8 @@ pub struct Baggage {
     pub reports: mpsc::Receiver<Report>,
     /// Where the answers' inventory goes.
     pub inventory: watch::Sender<Arc<Inventory>>,
+    /// Where goes what the answers say that a prober may do.
+    pub duty: watch::Sender<Duty>,
     /// What is counted.
     pub figures: AgentFigures,
     /// Batches that may wait.
@@ -52,6 +56,8 @@ pub struct Baggage {
 pub struct Courier {
     reports: mpsc::Receiver<Report>,
     inventory: watch::Sender<Arc<Inventory>>,
+    duty: watch::Sender<Duty>,
+    answered: Instant,
     figures: AgentFigures,
     spool: Spool,
     gatherer: Gatherer,
@@ -70,7 +76,7 @@ pub struct Courier {
 impl Courier {
     /// A courier that knows the way; the receiver tells how it does.
     pub fn new(target: Target, baggage: Baggage) -> (Self, watch::Receiver<Delivery>) {
-        let Baggage { reports, inventory, figures, spool, boot_id } = baggage;
+        let Baggage { reports, inventory, duty, figures, spool, boot_id } = baggage;
         let now = Instant::now();
         let (delivery, receiver) =
             watch::channel(Delivery { turned: now, trouble: None, accepted: 0, waiting: 0 });
@@ -78,6 +84,8 @@ impl Courier {
         let courier = Self {
             reports,
             inventory,
+            duty,
+            answered: now,
             figures,
             spool,
             gatherer: Gatherer::new(boot_id),
@@ -107,7 +115,14 @@ impl Courier {
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => self.seal(),
                 () = sleep_until(self.next_try), if self.line.is_some() && !self.spool.is_empty() => self.send(),
                 Some(ended) = self.under_way.join_next() => self.take(ended.ok()),
-                _ = turns.tick() => self.show(),
+                _ = turns.tick() => {
+                    self.show();
+                    // Others may have come, or have been lent what was lent to this one.
+                    if self.answered.elapsed() >= UNANSWERED {
+                        let direct = self.duty.borrow().direct.clone();
+                        self.charge(Duty { direct, extra_in_1000_s: 0 });
+                    }
+                }
                 () = &mut stop => break,
             }
         }
@@ -198,6 +213,11 @@ impl Courier {
         self.figures.bytes.inc_by(u64::try_from(size).unwrap_or(0));
         self.backoff = FIRST_BACKOFF;
         self.next_try = Instant::now();
+        self.answered = Instant::now();
+        if let Some(told) = answer.duty {
+            let direct = Direct::These(told.direct.into_iter().collect());
+            self.charge(Duty { direct, extra_in_1000_s: told.extra_in_1000_s });
+        }
         if let Some(outlook) = answer.outlook {
             self.inventory_of = Instant::now().checked_sub(outlook.age);
             if let Some(inventory) = outlook.inventory {
@@ -211,6 +231,14 @@ impl Courier {
         }
         self.tell(None);
         self.delivery.send_modify(|delivery| delivery.accepted += count);
+    }
+
+    fn charge(&self, duty: Duty) {
+        self.duty.send_if_modified(|present| {
+            let differs = *present != duty;
+            *present = duty;
+            differs
+        });
     }
 
     fn lose(&mut self, records: u64, tells: u64) {

@@ -3,8 +3,7 @@
 //! Nothing is unpacked or read of a sender who is not known.
 
 use std::net::IpAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use evidence::wire::{self, Answer, MAX_BYTES, Parcel};
@@ -25,6 +24,7 @@ use super::outlook::Outlooks;
 use super::pack::{Unpackable, pack, unpack};
 use super::refusal::{Reason, Refusal, Refusals};
 use super::reviews::Reviews;
+use super::roster::Roster;
 
 /// Takes batches in.
 #[derive(Debug)]
@@ -32,7 +32,9 @@ pub struct Desk {
     /// Who knows tokens.
     pub reviews: Reviews,
     /// The inventory for answers.
-    pub outlooks: Arc<Outlooks>,
+    pub outlooks: Outlooks,
+    /// What probers may do.
+    pub roster: Roster,
     /// Where batches go.
     pub out: mpsc::Sender<Batch>,
     /// What is counted.
@@ -101,11 +103,12 @@ impl Desk {
         self.figures.unknown.with_label_values(&["bytes"]).inc_by(read.unknown.bytes);
         self.figures.unknown.with_label_values(&["entries"]).inc_by(read.unknown.entries);
         self.figures.batches.with_label_values(&[if is_news { "accepted" } else { "duplicate" }]).inc();
+        let duty = self.roster.hear(&read.value.batch, &self.outlooks.present(), Instant::now());
         if is_news {
             room.send(read.value.batch);
         }
         let has = head.headers.get(INVENTORY).and_then(|tag| tag.to_str().ok()?.parse().ok()).unwrap_or(0);
-        Ok(Answer { sequence, outlook: self.outlooks.of(&identity.node, has) })
+        Ok(Answer { sequence, outlook: self.outlooks.of(&identity.node, has), duty })
     }
 }
 

@@ -6,7 +6,7 @@
 //! | side | files |
 //! |---|---|
 //! | agent | `gather.rs` reports to batches, `spool.rs` what waits, `line.rs` one connection, `courier.rs` the loop |
-//! | correlator | `server.rs` connections, `desk.rs` one request, `reviews.rs` known tokens, `api_server.rs` who reviews them, `token_file.rs` who does outside Kubernetes, `ledger.rs` what was taken, `outlook.rs` a node's inventory, `authority.rs` its certificate authority, `certificate.rs` what it shows, `vouch.rs` how both go on for years |
+//! | correlator | `server.rs` connections, `desk.rs` one request, `reviews.rs` known tokens, `api_server.rs` who reviews them, `token_file.rs` who does outside Kubernetes, `ledger.rs` what was taken, `outlook.rs` a node's inventory, `roster.rs` what probers may do, `authority.rs` its certificate authority, `certificate.rs` what it shows, `vouch.rs` how both go on for years |
 //! | both | `pack.rs` compression, `figures.rs` metrics, `refusal.rs` what is not taken |
 
 pub mod api_server;
@@ -24,6 +24,7 @@ pub mod pack;
 pub mod refusal;
 pub mod reviewer;
 pub mod reviews;
+pub mod roster;
 pub mod server;
 pub mod spool;
 pub mod token_file;

@@ -5,80 +5,90 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use evidence::wire::{Answer, Outlook};
-use evidence::{Inventory, Pod};
+use evidence::{Inventory, Pod, WallTime};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
+
+use crate::inventory::Followed;
 
 /// The inventory by nodes.
 #[derive(Debug)]
 pub struct Outlooks {
     inventory: watch::Receiver<Arc<Inventory>>,
-    confirmed: Mutex<Instant>,
-    index: Mutex<Index>,
+    as_of: watch::Receiver<Option<WallTime>>,
+    index: Mutex<Option<Index>>,
 }
 
 /// One state of the inventory, so far as it was asked for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Index {
     of: Arc<Inventory>,
-    pods: HashMap<String, Vec<Pod>>,
+    made: Instant,
+    /// Places in `of.pods`.
+    pods: HashMap<String, Vec<usize>>,
     nodes: HashMap<String, (u64, Inventory)>,
-    is_fresh: bool,
 }
 
 impl Outlooks {
-    /// Of an inventory that is true now.
-    pub fn new(inventory: watch::Receiver<Arc<Inventory>>) -> Self {
-        Self::aged(inventory, Duration::ZERO)
+    /// Of an inventory that is followed.
+    pub fn new(followed: Followed) -> Self {
+        let Followed { inventory, as_of } = followed;
+        Self { inventory, as_of, index: Mutex::default() }
     }
 
-    /// Of an inventory that was true so long ago.
-    pub fn aged(inventory: watch::Receiver<Arc<Inventory>>, age: Duration) -> Self {
-        let now = Instant::now();
-        let confirmed = Mutex::new(now.checked_sub(age).unwrap_or(now));
-        Self { inventory, confirmed, index: Mutex::default() }
+    /// The whole inventory as it is now.
+    pub fn present(&self) -> Arc<Inventory> {
+        self.inventory.borrow().clone()
     }
 
-    /// The inventory's source has just said that it is as it was told last.
-    pub fn confirm(&self) {
-        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
-    }
-
-    /// What a node is told that has the inventory of that tag. None while neither a Service nor a server is known.
+    /// What a node is told that has the inventory of that tag. None while its source has not spoken, or knows neither a
+    /// Service nor a server.
     pub fn of(&self, node: &str, has: u64) -> Option<Outlook> {
-        let present = self.inventory.borrow().clone();
+        let as_of = (*self.as_of.borrow())?;
+        let present = self.present();
         if present.service.addresses.is_empty() && present.endpoints.is_empty() {
             return None;
         }
-        let age = self.confirmed.lock().unwrap_or_else(PoisonError::into_inner).elapsed();
         let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        if !index.is_fresh || !Arc::ptr_eq(&index.of, &present) {
-            *index = Index::new(present);
-        }
+        let kept = index.take().filter(|index| index.serves(&present));
+        let index = index.insert(kept.unwrap_or_else(|| Index::new(present)));
         let (tag, inventory) = index.node(node);
         let inventory = (tag != has).then(|| inventory.clone());
-        Some(Outlook { tag, age, inventory })
+        Some(Outlook { tag, age: WallTime::now().since(as_of), inventory })
     }
 }
 
 impl Index {
     fn new(of: Arc<Inventory>) -> Self {
-        let mut pods: HashMap<String, Vec<Pod>> = HashMap::new();
-        for pod in &of.pods {
-            if let Some(node) = &pod.node {
-                pods.entry(node.clone()).or_default().push(pod.clone());
+        let mut pods: HashMap<String, Vec<usize>> = HashMap::new();
+        for (place, pod) in of.pods.iter().enumerate() {
+            let Some(node) = &pod.node else { continue };
+            match pods.get_mut(node) {
+                Some(places) => places.push(place),
+                None => drop(pods.insert(node.clone(), vec![place])),
             }
         }
-        Self { of, pods, nodes: HashMap::new(), is_fresh: true }
+        Self { of, made: Instant::now(), pods, nodes: HashMap::new() }
+    }
+
+    /// Whether this is still good for that state. In a large cluster a pod comes or goes all the time, and its name is
+    /// not worth a walk over all of them each time; Service and endpoints are never old.
+    fn serves(&self, present: &Arc<Inventory>) -> bool {
+        Arc::ptr_eq(&self.of, present)
+            || self.made.elapsed() < PODS_MAY_BE_OLD
+                && self.of.service == present.service
+                && self.of.endpoints == present.endpoints
     }
 
     fn node(&mut self, node: &str) -> (u64, &Inventory) {
         let Self { of, pods, nodes, .. } = self;
         let (tag, inventory) = nodes.entry(node.to_owned()).or_insert_with(|| {
+            let places = pods.get(node).map(Vec::as_slice).unwrap_or_default();
+            let own: Vec<Pod> = places.iter().filter_map(|place| of.pods.get(*place).cloned()).collect();
             let inventory = Inventory {
                 service: of.service.clone(),
                 endpoints: of.endpoints.clone(),
-                pods: pods.remove(node).unwrap_or_default(),
+                pods: own,
                 // An agent knows its own node, and no other concerns it.
                 nodes: Vec::new(),
             };
@@ -91,10 +101,12 @@ impl Index {
 /// The same for the same content, in every correlator; never zero.
 fn tag(inventory: &Inventory) -> u64 {
     let whole = Outlook { inventory: Some(inventory.clone()), ..Outlook::default() };
-    let bytes = Answer { sequence: 0, outlook: Some(whole) }.to_bytes();
+    let bytes = Answer { outlook: Some(whole), ..Answer::default() }.to_bytes();
     let hash: [u8; 32] = Sha256::digest(&bytes).into();
     hash.first_chunk::<8>().map_or(1, |first| u64::from_le_bytes(*first).max(1))
 }
+
+const PODS_MAY_BE_OLD: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -121,22 +133,28 @@ mod tests {
             ..Inventory::default()
         };
         let (publish, receiver) = watch::channel(Arc::new(Inventory::default()));
-        let outlooks = Outlooks::new(receiver);
-        assert_eq!(outlooks.of("a", 0), None, "nothing is known yet");
-
+        let (stand_by, as_of) = watch::channel(None);
+        let outlooks = Outlooks::new(Followed { inventory: receiver, as_of });
         publish.send_replace(Arc::new(inventory.clone()));
+        assert_eq!(outlooks.of("a", 0), None, "nobody stands by it yet");
+
+        stand_by.send_replace(Some(WallTime::now().minus(Duration::from_secs(7))));
         let first = outlooks.of("a", 0).unwrap();
+        assert_eq!(first.age.as_secs(), 7);
         let told = first.inventory.unwrap();
         assert_eq!(told.pods, [pod("p1", "a")]);
         assert_eq!(told.endpoints, inventory.endpoints);
         assert_eq!(outlooks.of("a", first.tag).unwrap().inventory, None);
-        assert_ne!(outlooks.of("b", 0).unwrap().tag, first.tag);
+        let other = outlooks.of("b", 0).unwrap();
+        assert_ne!(other.tag, first.tag);
 
         inventory.pods.pop();
         publish.send_replace(Arc::new(inventory.clone()));
         assert_eq!(outlooks.of("a", first.tag).unwrap().inventory, None, "its own part is the same");
         inventory.endpoints[0].serving = false;
         publish.send_replace(Arc::new(inventory));
+        let other = outlooks.of("b", other.tag).unwrap().inventory.unwrap();
+        assert!(other.pods.is_empty(), "with new endpoints all of it is new");
         assert!(!outlooks.of("a", first.tag).unwrap().inventory.unwrap().endpoints[0].serving);
     }
 }

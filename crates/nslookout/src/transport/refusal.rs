@@ -1,5 +1,7 @@
 //! What is not taken, and how is that told: to the sender by a status, to people by a counter and a line in the log?
 
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -84,7 +86,7 @@ impl Refusal {
     }
 }
 
-/// Counts refusals and logs them: each by a line, unless there are very many.
+/// Counts refusals and logs them: each kind of each sender by a line, and again after a while.
 #[derive(Debug)]
 pub struct Refusals {
     figures: ServerFigures,
@@ -96,19 +98,21 @@ struct Lines {
     since: Instant,
     written: u32,
     left_out: u64,
+    /// When a line like this was last written.
+    like: HashMap<u64, Instant>,
 }
 
 impl Refusals {
     /// None so far.
     pub fn new(figures: ServerFigures) -> Self {
-        Self { figures, lines: Mutex::new(Lines { since: Instant::now(), written: 0, left_out: 0 }) }
+        Self { figures, lines: Mutex::new(Lines::default()) }
     }
 
     /// Tells of one.
     pub fn tell(&self, peer: IpAddr, refusal: &Refusal) {
         let reason = refusal.reason.as_str();
         self.figures.refusals.with_label_values(&[reason]).inc();
-        if let Some(left_out) = self.room_for_a_line() {
+        if let Some(left_out) = self.room_for_a_line(peer, refusal) {
             // What strangers send may be long, or have line breaks in it.
             let detail: String = refusal.detail.chars().take(MAX_DETAIL).collect();
             let more =
@@ -118,8 +122,15 @@ impl Refusals {
     }
 
     /// How many lines were left out since the last one, where one may be written.
-    fn room_for_a_line(&self) -> Option<u64> {
+    fn room_for_a_line(&self, peer: IpAddr, refusal: &Refusal) -> Option<u64> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hasher = DefaultHasher::new();
+        (peer, refusal.reason, &refusal.detail).hash(&mut hasher);
+        let like = hasher.finish();
+        if lines.like.get(&like).is_some_and(|written| written.elapsed() < AGAIN) {
+            lines.left_out += 1;
+            return None;
+        }
         if lines.since.elapsed() >= PERIOD {
             lines.since = Instant::now();
             lines.written = 0;
@@ -129,10 +140,23 @@ impl Refusals {
             return None;
         }
         lines.written += 1;
+        if lines.like.len() >= MOST_LIKE {
+            lines.like.clear();
+        }
+        lines.like.insert(like, Instant::now());
         Some(std::mem::take(&mut lines.left_out))
     }
 }
 
+impl Default for Lines {
+    fn default() -> Self {
+        Self { since: Instant::now(), written: 0, left_out: 0, like: HashMap::new() }
+    }
+}
+
+/// One who tries the same again and again is told of once in so long.
+const AGAIN: Duration = Duration::from_secs(60);
+const MOST_LIKE: usize = 1024;
 /// So many lines ...
 const LINES: u32 = 20;
 /// ... in so long.
@@ -149,13 +173,17 @@ mod tests {
         let refusals = Refusals::new(ServerFigures::new(&metrics).unwrap());
         let peer = IpAddr::from([127, 0, 0, 1]);
         for _ in 0..100 {
-            refusals.tell(peer, &Refusal::new(Reason::Foreign, "x"));
+            refusals.tell(peer, &Refusal::new(Reason::Foreign, "the same"));
+        }
+        assert_eq!(refusals.lines.lock().unwrap().left_out, 99, "it has one line");
+        for number in 0..100 {
+            refusals.tell(peer, &Refusal::new(Reason::Foreign, number));
         }
         assert!(
             String::from_utf8_lossy(&metrics.page())
-                .contains("nslookout_wire_refusals_total{reason=\"foreign\"} 100")
+                .contains("nslookout_wire_refusals_total{reason=\"foreign\"} 200")
         );
-        assert_eq!(refusals.lines.lock().unwrap().left_out, 100 - u64::from(LINES));
+        assert_eq!(refusals.lines.lock().unwrap().left_out, 100 - u64::from(LINES - 1));
     }
 
     #[test]

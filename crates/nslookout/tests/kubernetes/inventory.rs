@@ -21,7 +21,7 @@ struct Watched {
     reports: mpsc::Receiver<Report>,
     lines: BTreeMap<String, Coverage>,
     /// As correlate was told it.
-    told: Option<Inventory>,
+    told: Option<Arc<Inventory>>,
 }
 
 impl Watched {

@@ -16,4 +16,5 @@ mod inventory;
 mod objects;
 #[path = "../alertmanager/program.rs"]
 mod program;
+mod refusals;
 mod tokens;

@@ -21,7 +21,7 @@ use crate::control_plane::{ControlPlane, eventually_within};
 use crate::objects::*;
 
 /// A control plane with two nodes, and one prober on each.
-async fn plane() -> ControlPlane {
+pub async fn plane() -> ControlPlane {
     let plane = ControlPlane::start().await;
     for node in ["node-a", "node-b"] {
         plane.create(NODES, named(node, json!({}))).await;
@@ -53,20 +53,20 @@ async fn api_as(plane: &ControlPlane, account: &str) -> ApiServer {
 }
 
 /// Makes a pod; gives its uid.
-async fn create_pod(plane: &ControlPlane, name: &str, node: Option<&str>, account: &str) -> String {
+pub async fn create_pod(plane: &ControlPlane, name: &str, node: Option<&str>, account: &str) -> String {
     let pod = plane.create("/api/v1/namespaces/dns/pods", pod(name, node, account, "prober")).await;
     pod["metadata"]["uid"].as_str().unwrap().to_owned()
 }
 
 /// A token as kubelet has it made for a pod.
-async fn pod_token(plane: &ControlPlane, account: &str, audience: &str, pod: &str, uid: &str) -> String {
+pub async fn pod_token(plane: &ControlPlane, account: &str, audience: &str, pod: &str, uid: &str) -> String {
     let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": uid});
     let spec = json!({"audiences": [audience], "expirationSeconds": 600, "boundObjectRef": bound});
     plane.token(&format!("dns/{account}"), spec).await
 }
 
 /// The same token with other claims, signed by the cluster's own key.
-fn signed_anew(token: &str, folder: &Path, change: impl Fn(&mut Value)) -> String {
+pub fn signed_anew(token: &str, folder: &Path, change: impl Fn(&mut Value)) -> String {
     let parts: Vec<&str> = token.split('.').collect();
     let mut claims = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(parts[1]).unwrap()).unwrap();
     change(&mut claims);
@@ -88,7 +88,7 @@ fn forged(token: &str) -> String {
     format!("{}.{claims}.{}", parts[0], parts[2])
 }
 
-fn expire(claims: &mut Value) {
+pub fn expire(claims: &mut Value) {
     let exp = claims["exp"].as_i64().unwrap() - 3600;
     (claims["iat"], claims["nbf"], claims["exp"]) = (json!(exp - 600), json!(exp - 600), json!(exp));
 }

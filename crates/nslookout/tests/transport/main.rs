@@ -11,6 +11,7 @@
 )]
 
 mod blind;
+mod many;
 #[path = "../alertmanager/program.rs"]
 mod program;
 mod refusals;

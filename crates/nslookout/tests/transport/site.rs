@@ -230,7 +230,7 @@ fn figure(page: SocketAddr, name: &str) -> u64 {
     line.and_then(|value| value.trim().parse::<i64>().ok()).and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
 }
 
-fn get(address: SocketAddr, path: &str) -> String {
+pub fn get(address: SocketAddr, path: &str) -> String {
     let mut text = String::new();
     if let Ok(mut stream) = TcpStream::connect(address) {
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -240,6 +240,6 @@ fn get(address: SocketAddr, path: &str) -> String {
     text
 }
 
-fn free() -> SocketAddr {
+pub fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
