@@ -106,7 +106,13 @@ mod tests {
 
     fn server(last: u8) -> Endpoint {
         let node = Some(format!("node-{last}"));
-        Endpoint { name: String::new(), address: ([10, 0, 0, last], 53).into(), node, serving: true }
+        Endpoint {
+            name: String::new(),
+            address: ([10, 0, 0, last], 53).into(),
+            node,
+            serving: true,
+            leaving: false,
+        }
     }
 
     fn nodes(count: usize) -> Vec<String> {

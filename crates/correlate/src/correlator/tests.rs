@@ -287,12 +287,12 @@ fn a_server_that_was_told_to_leave_may_fall_silent() {
     let mut bench = Bench::new();
     let mut leaving = inventory(&["10.244.1.2:53", "10.244.2.3:53"]);
     leaving.endpoints[0].leaving = true;
-    bench.send(vec![Observation::Inventory(leaving.clone())], vec![]);
+    bench.send(vec![Observation::Inventory(leaving.clone().into())], vec![]);
     for id in 0..9 {
         bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
     }
     leaving.endpoints.remove(0);
-    bench.send(vec![Observation::Inventory(leaving.clone())], vec![]);
+    bench.send(vec![Observation::Inventory(leaving.clone().into())], vec![]);
     for id in 9..18 {
         bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
     }
@@ -300,7 +300,7 @@ fn a_server_that_was_told_to_leave_may_fall_silent() {
     assert!(bench.correlator.incidents().is_empty());
     assert_eq!(bench.correlator.counts().count(), 0, "it is not even unexplained");
     // The address is another's by now.
-    bench.send(vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]))], vec![]);
+    bench.send(vec![Observation::Inventory(inventory(&["10.244.1.2:53", "10.244.2.3:53"]).into())], vec![]);
     for id in 18..22 {
         bench.silent(id, "10.244.1.2:53", ServerRole::Direct);
     }
