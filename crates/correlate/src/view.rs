@@ -256,6 +256,19 @@ impl View {
         seen.or(self.inventory_since.map(|since| (since, false)))
     }
 
+    /// An entry of a flow of this node that began after its backend had left, and was in use around that time: the
+    /// node's rules still lead there.
+    pub fn new_flow_astray(&self, node: &str, at: WallTime) -> Option<&Mapping> {
+        let mut entries = self.mappings.values().filter(|entry| entry.mapping.node == node);
+        let found = entries.find(|entry| {
+            let began_after = |left: WallTime| entry.first >= left.plus(ASTRAY_AFTER);
+            let astray = self.departed(&entry.mapping).is_some_and(|(left, seen)| seen && began_after(left));
+            let near = entry.at.plus(ASTRAY_WITHIN) >= at && entry.first <= at.plus(ASTRAY_WITHIN);
+            astray && entry.told.is_some() && near
+        });
+        found.map(|entry| &entry.mapping)
+    }
+
     /// Whether an entry on this one's node was used long after their backend had left.
     pub fn others_still_send(&self, mapping: &Mapping, departed: WallTime) -> bool {
         self.mappings.values().any(|entry| {
@@ -351,6 +364,10 @@ const DEPARTED_KEPT: Duration = Duration::from_secs(24 * 3600);
 const DIES_WITHIN: Duration = Duration::from_secs(6);
 /// So long a drop is kept for lookups to be joined to it.
 const JOINED_WITHIN: Duration = Duration::from_secs(10);
+/// A flow that first shows so long after its backend left began after that: a busy table is read every 2 s.
+const ASTRAY_AFTER: Duration = Duration::from_secs(3);
+/// So far from an entry's use the node's rules are taken to be the same.
+const ASTRAY_WITHIN: Duration = Duration::from_secs(5);
 /// An entry that first shows so long after its backend left is a new flow: older ones show in the first dumps.
 const NEW_FLOW: Duration = Duration::from_secs(15);
 const MOST_DROPS: usize = 8192;

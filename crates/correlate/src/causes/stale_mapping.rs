@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use evidence::Observer;
+use evidence::{Observer, ServerRole};
 
-use super::{Case, Cause, Judgement, Telling};
+use super::{Case, Cause, Judgement, Telling, lookup_line};
 use crate::incident::{Confidence, Scope};
-use crate::symptom::{Failure, Kind, Symptom};
+use crate::symptom::{Failure, Kind, Symptom, TroubledLookup};
 use crate::view::{View, time_of_day};
 
 pub(super) static CAUSE: Cause = Cause {
@@ -38,7 +38,10 @@ pub(super) static CAUSE: Cause = Cause {
 fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     let mapping = match &symptom.kind {
         Kind::Mapping(mapping) => mapping,
-        Kind::Lookup(lookup) if lookup.failure == Failure::Silent => view.mapping_of(lookup)?,
+        Kind::Lookup(lookup) if lookup.failure == Failure::Silent => match view.mapping_of(lookup) {
+            Some(mapping) => mapping,
+            None => return led_by_rules(symptom, lookup, view),
+        },
         Kind::Lookup(_) | Kind::Drop(_) => return None,
     };
     if !view.inventory.service.is_virtual {
@@ -77,6 +80,26 @@ fn judge(symptom: &Symptom, view: &View) -> Option<Judgement> {
     })
 }
 
+/// An entry may be gone before anybody read it. Where other new flows of its node were led to a server that had gone,
+/// and nothing else is known of this lookup, it probably was, too.
+fn led_by_rules(symptom: &Symptom, lookup: &TroubledLookup, view: &View) -> Option<Judgement> {
+    let excused = view.had_no_endpoints(symptom.at) || view.drop_of(&lookup.queries).is_some();
+    if lookup.role != ServerRole::Service || !view.inventory.service.is_virtual || excused {
+        return None;
+    }
+    let mapping = view.new_flow_astray(&symptom.node, symptom.at)?;
+    let client = lookup.queries.first().map(|query| view.client_key(query.source.ip()));
+    Some(Judgement {
+        confidence: Confidence::Likely,
+        scope: Some(Scope {
+            node: Some(mapping.node.clone()),
+            server: Some(mapping.backend.to_string()),
+            client,
+        }),
+        line: lookup_line(symptom, view),
+    })
+}
+
 fn tell(case: &Case, view: &View) -> Telling {
     let mut proof = Vec::new();
     let mut mend = CAUSE.mend.to_owned();
@@ -103,6 +126,8 @@ const RULES_SETTLE: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {
+    use evidence::Mapping;
+
     use super::*;
     use crate::testing::{inventory, inventory_view, lookup_symptom, mapping_symptom};
 
@@ -136,6 +161,35 @@ mod tests {
         assert!(judge(&symptom, &view).is_none(), "kube-proxy may still be at work");
         view.learn_mapping(renewed, Some(renewed), mapping, RULES_SETTLE);
         assert_eq!(judge(&symptom, &view).unwrap().confidence, Confidence::Likely);
+    }
+
+    #[test]
+    fn a_lookup_without_an_entry_is_drawn_in_where_new_flows_of_its_node_are_led_astray() {
+        let later = |view: &View, secs| view.now.plus(Duration::from_secs(secs));
+        let mapping = match mapping_symptom(crate::testing::NOW).kind {
+            Kind::Mapping(mapping) => Mapping { replied: false, ..mapping },
+            Kind::Lookup(_) | Kind::Drop(_) => panic!(),
+        };
+        for (first, drawn_in) in [(1, false), (6, true)] {
+            let mut view = inventory_view();
+            view.learn_inventory(view.now, inventory(&["10.244.2.3:53"]));
+            let renewed = later(&view, 7);
+            view.learn_mapping(later(&view, first), None, &mapping, RULES_SETTLE);
+            view.learn_mapping(renewed, Some(renewed), &mapping, RULES_SETTLE);
+            let mut symptom = lookup_symptom(Failure::Silent);
+            symptom.at = later(&view, 8);
+            let Kind::Lookup(lookup) = &mut symptom.kind else { panic!() };
+            (lookup.queries[0].sent, lookup.queries[0].source) =
+                (symptom.at, "10.244.1.8:4".parse().unwrap());
+            let judgement = judge(&symptom, &view);
+            assert_eq!(
+                judgement.is_some(),
+                drawn_in,
+                "an old flow, as of a pinned port, says nothing of others"
+            );
+            let far = Symptom { node: "node-b".into(), ..symptom };
+            assert!(judge(&far, &view).is_none());
+        }
     }
 
     #[test]
