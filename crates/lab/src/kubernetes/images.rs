@@ -15,7 +15,7 @@ use crate::programs::{COREDNS_VERSION, cached};
 /// The image that holds a pod's namespaces, as containerd is told to call it.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10";
 
-/// The image of client pods: a busybox and getaddrinfo of musl.
+/// The image of client pods: a busybox, getaddrinfo of musl, and what tries what a pod may not do.
 pub const CLIENT: &str = "docker.io/nslookout-lab/client:1";
 
 /// The image of the DNS servers.
@@ -32,6 +32,7 @@ pub fn archives(programs: &ClusterPrograms) -> Result<Vec<PathBuf>, Error> {
         .fold(Image::new(CLIENT), |image, command| image.link(format!("bin/{command}"), "busybox"))
         .file("bin/busybox", &programs.busybox)
         .file("bin/getaddrinfo", &programs.getaddrinfo)
+        .file("bin/attempt", &programs.attempt)
         // As first process it ends on SIGTERM; a shell or `sleep` would make each deletion take 30 s.
         .file("bin/wait", &programs.pause)
         .folder("tmp", 0o1777)

@@ -43,6 +43,8 @@ pub struct ClusterPrograms {
     pub busybox: PathBuf,
     /// getaddrinfo of Debian's musl, for client pods.
     pub getaddrinfo: PathBuf,
+    /// What tries what a confined pod may not do, for client pods.
+    pub attempt: PathBuf,
     /// CoreDNS, in the cluster and as its upstream.
     pub coredns: PathBuf,
     /// The folder of helm.
@@ -59,6 +61,7 @@ pub fn all() -> Result<ClusterPrograms, Error> {
         busybox: Debian { package: "busybox-static", version: "1.35" }.file("bin/busybox")?,
         pause: PAUSE.file()?,
         getaddrinfo: getaddrinfo_musl()?,
+        attempt: ATTEMPT.file()?,
         coredns: coredns()?,
         kubernetes: kubernetes().folder()?,
         helm: helm().folder()?,
@@ -134,6 +137,13 @@ const PAUSE: Compiled = Compiled {
     name: "pause",
     kind: "musl",
     source: include_str!("../../programs/pause.c"),
+    compiler: &["musl-gcc", "-static", "-Os", "-Wall"],
+};
+
+const ATTEMPT: Compiled = Compiled {
+    name: "attempt",
+    kind: "musl",
+    source: include_str!("../../programs/attempt.c"),
     compiler: &["musl-gcc", "-static", "-Os", "-Wall"],
 };
 
