@@ -14,7 +14,7 @@ use crate::fates::Fates;
 use crate::incident::{Confidence, Incident, Scope, Severity};
 use crate::open::Open;
 use crate::snapshot::Saved;
-use crate::symptom::Symptom;
+use crate::symptom::{Kind, Symptom};
 use crate::view::View;
 
 /// What happened to an incident.
@@ -144,6 +144,9 @@ impl Incidents {
         let enough = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
         let (likely, unexplained) = (enough(config.likely_symptoms), enough(config.unexplained_symptoms));
         let due = |waiting: &VecDeque<(Symptom, Judgement)>| {
+            if is_settling(waiting, grounds) {
+                return false;
+            }
             let first = |(symptom, _): &(Symptom, Judgement)| symptom.known.plus(config.open_after) <= now;
             match waiting.iter().map(|(_, judgement)| judgement.confidence).max() {
                 Some(Confidence::Certain) => waiting.front().is_some_and(first),
@@ -257,6 +260,31 @@ impl Incidents {
     }
 }
 
+/// A node whose lookups are all unanswered so far is about to fail wholly, which is graver: who is told now would be told
+/// again in a moment.
+fn is_settling(waiting: &VecDeque<(Symptom, Judgement)>, Grounds { config, view, .. }: Grounds) -> bool {
+    let is_new = |(symptom, _): &(Symptom, Judgement)| {
+        view.now.since(symptom.known) < config.open_after + SETTLES_WITHIN
+    };
+    if !waiting.front().is_some_and(is_new) {
+        return false;
+    }
+    let mut by_node: BTreeMap<&str, (u64, WallTime)> = BTreeMap::new();
+    for (symptom, _) in waiting {
+        if matches!(&symptom.kind, Kind::Lookup(lookup) if lookup.role == ServerRole::Service) {
+            by_node.entry(&symptom.node).or_insert((0, symptom.at)).0 += 1;
+        }
+    }
+    by_node.retain(|node, (_, since)| !view.answered_since(node, *since));
+    !by_node.is_empty() && !are_many(by_node.values().map(|(count, _)| *count))
+}
+
+/// Whether nodes of which none gets an answer fail wholly, by how many lookups each has tried. One that tried once may
+/// get an answer at the next.
+fn are_many(tries: impl Iterator<Item = u64>) -> bool {
+    tries.filter(|count| *count > 1).sum::<u64>() >= WHOLE_NODE
+}
+
 /// Severity follows harm: lookups that ended without an answer, or a node that gets none at all.
 fn severity(open: &Open, Grounds { config, view, .. }: Grounds) -> Severity {
     let suffers = &open.incident.suffers;
@@ -269,11 +297,8 @@ fn severity(open: &Open, Grounds { config, view, .. }: Grounds) -> Severity {
     let enough = all >= usize::try_from(config.critical_lookups).unwrap_or(usize::MAX);
     #[expect(clippy::cast_precision_loss, reason = "counts of lookups in 30 s are far below 2^52")]
     let percent = if all == 0 { 0.0 } else { 100.0 * failed as f64 / all as f64 };
-    let whole_node = open
-        .by_node
-        .iter()
-        .any(|(node, (count, since))| *count >= WHOLE_NODE && !view.answered_since(node, *since));
-    if (enough && percent >= config.critical_percent) || whole_node {
+    let dead = open.by_node.iter().filter(|(node, (_, since))| !view.answered_since(node, *since));
+    if (enough && percent >= config.critical_percent) || are_many(dead.map(|(_, (count, _))| *count)) {
         Severity::Critical
     } else {
         Severity::Warning
@@ -307,8 +332,10 @@ fn without_passing(changes: Vec<Change>) -> Vec<Change> {
         .collect()
 }
 
-/// Lookups of one node by the Service, none of them answered: the node fails wholly.
+/// Lookups by the Service of nodes that get no answer at all.
 const WHOLE_NODE: u64 = 5;
+/// After a first symptom a node probes 5 times a second, within the cluster's ceiling.
+const SETTLES_WITHIN: Duration = Duration::from_secs(2);
 const GRAVER_WITHIN: Duration = Duration::from_secs(5);
 /// All agents find a correlator that began anew within this time: before, one that sees no symptom says little.
 const TAKEN_OVER: Duration = Duration::from_secs(20);
