@@ -17,6 +17,7 @@ pub mod interrupt;
 pub mod journal;
 pub mod kubernetes;
 pub mod miniature;
+mod namespaces;
 pub mod process;
 pub mod programs;
 pub mod site;

@@ -4,17 +4,14 @@
 //! everywhere on it. The bridge is the nodes' default gateway and forwards nothing: what leaves the cluster ends there.
 
 use std::fmt::Write;
-use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::Path;
 use std::process::Command;
-
-use netns::Namespace;
 
 use crate::journal::{self, Entry, Journal};
 use crate::kubernetes::plan::{
     API_V4, API_V6, Cluster, MONITOR_V4, MONITOR_V6, Node, UPSTREAM_V4, UPSTREAM_V6, namespaces,
 };
+use crate::namespaces::{batch, settings};
 use crate::{Error, command, interrupt};
 
 /// Makes all namespaces, links, addresses and routes.
@@ -49,33 +46,6 @@ pub fn raise(cluster: &Cluster, journal: &Journal) -> Result<(), Error> {
         interrupt::step(|| batch(netns, &script))?;
     }
     Ok(())
-}
-
-/// A new namespace takes some IPv4 settings from the machine's own, so all that matter are written.
-fn settings(netns: &Path, node: bool, dual_stack: bool) -> Result<(), Error> {
-    let forward = if node { "1" } else { "0" };
-    let no_v6 = if dual_stack { "0" } else { "1" };
-    let all = [
-        ("net/ipv4/ip_forward", forward),
-        ("net/ipv6/conf/all/disable_ipv6", no_v6),
-        ("net/ipv6/conf/default/disable_ipv6", no_v6),
-        ("net/ipv6/conf/all/forwarding", forward),
-        // Duplicate address detection would keep addresses unusable for a second.
-        ("net/ipv6/conf/all/accept_dad", "0"),
-        ("net/ipv6/conf/default/accept_dad", "0"),
-        ("net/ipv4/conf/all/rp_filter", "0"),
-        ("net/ipv4/conf/default/rp_filter", "0"),
-    ];
-    Namespace::open(netns)?.run_blocking(move || {
-        all.iter().try_for_each(|(key, value)| {
-            let path = Path::new("/proc/sys").join(key);
-            fs::write(&path, value).map_err(Error::file("write", path))
-        })
-    })?
-}
-
-fn batch(netns: &Path, script: &str) -> Result<(), Error> {
-    command::run(command::inside(netns, "ip").args(["-batch", "-"]), Some(script)).map(drop)
 }
 
 fn lan(cluster: &Cluster) -> String {

@@ -6,15 +6,13 @@
 //! it forwards nothing, so what leaves the cluster ends there.
 
 use std::fmt::Write;
-use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 
-use netns::Namespace;
-
 use crate::journal::{Entry, Journal};
 use crate::miniature::plan;
+use crate::namespaces::{batch, settings};
 use crate::site::{Node, Site};
 use crate::{Error, command, interrupt};
 
@@ -39,7 +37,7 @@ pub fn raise(site: &Site, journal: &Journal) -> Result<(), Error> {
         command::run(&mut ip, Some(&script)).map(drop)
     })?;
     for name in &names {
-        settings(&crate::journal::netns_path(name))?;
+        settings(&crate::journal::netns_path(name), name.contains("-node-"), true)?;
     }
     interrupt::step(|| batch(&site.lan, &lan(site)))?;
     for node in &site.nodes {
@@ -59,33 +57,6 @@ fn attached<'a>(site: &'a Site, node: &Node) -> Vec<Attached<'a>> {
     let pods = pods.map(|pod| Attached { netns: &pod.netns, veth: &pod.veth, v4: pod.v4, v6: pod.v6 });
     let servers = servers.map(|one| Attached { netns: &one.netns, veth: &one.veth, v4: one.v4, v6: one.v6 });
     pods.chain(servers).collect()
-}
-
-/// A new namespace takes some IPv4 settings from the machine's own, so all that matter are written.
-fn settings(netns: &Path) -> Result<(), Error> {
-    let node = netns.to_string_lossy().contains("-node-");
-    let forward = if node { "1" } else { "0" };
-    let all = [
-        ("net/ipv4/ip_forward", forward),
-        ("net/ipv6/conf/all/disable_ipv6", "0"),
-        ("net/ipv6/conf/default/disable_ipv6", "0"),
-        ("net/ipv6/conf/all/forwarding", forward),
-        // Duplicate address detection would keep addresses unusable for a second.
-        ("net/ipv6/conf/all/accept_dad", "0"),
-        ("net/ipv6/conf/default/accept_dad", "0"),
-        ("net/ipv4/conf/all/rp_filter", "0"),
-        ("net/ipv4/conf/default/rp_filter", "0"),
-    ];
-    Namespace::open(netns)?.run_blocking(move || {
-        all.iter().try_for_each(|(key, value)| {
-            let path = Path::new("/proc/sys").join(key);
-            fs::write(&path, value).map_err(Error::file("write", path))
-        })
-    })?
-}
-
-fn batch(netns: &Path, script: &str) -> Result<(), Error> {
-    command::run(command::inside(netns, "ip").args(["-batch", "-"]), Some(script)).map(drop)
 }
 
 fn lan(site: &Site) -> String {
