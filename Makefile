@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 CACHE := $(or $(NSLOOKOUT_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nslookout)
 TRIPLE := $(shell uname -m)-unknown-linux-gnu
+export CARGO_BUILD_TARGET := $(TRIPLE)
+export LIBBPF_SYS_LIBRARY_PATH := /usr/lib/$(shell uname -m)-linux-gnu
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 LAB := $(TARGET)/$(TRIPLE)/debug/lab
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
