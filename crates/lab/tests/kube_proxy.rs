@@ -118,7 +118,7 @@ fn compare(when: &str, real: &Path, ours: &Path) {
     }
 }
 
-/// Table and chain, then its rules. Services come in any order, so those of KUBE-SERVICES are sorted but the last one.
+/// Table and chain, then its rules. Services and their ports come in any order, so those of KUBE-SERVICES are sorted.
 fn by_chain(lines: &[String]) -> BTreeMap<String, Vec<String>> {
     let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for line in lines {
@@ -129,8 +129,9 @@ fn by_chain(lines: &[String]) -> BTreeMap<String, Vec<String>> {
         rules.extend(rule.map(|(_, rule)| rule.to_owned()));
     }
     for (chain, rules) in &mut chains {
-        if let (true, Some(last)) = (chain.ends_with("KUBE-SERVICES"), rules.len().checked_sub(1)) {
-            rules[..last].sort();
+        if chain.ends_with("KUBE-SERVICES") {
+            // That to the node ports comes after all Services'.
+            rules.sort_by_key(|rule| (rule.contains("KUBE-NODEPORTS"), rule.clone()));
         }
     }
     chains
